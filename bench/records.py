@@ -84,7 +84,8 @@ class StopRule:
 class Schedule:
     """Requests with their due times, built and seeded before the clock starts.
 
-    * offline: every ``due_s`` is 0 and there is no limit; ``batch_size`` tells the intended batch.
+    * offline: no due times; ``max_in_flight = B`` means batches of B, each submitted whole when the one before is done
+      (due and sent at that moment); ``max_in_flight = None`` means all at once at 0.
     * closed loop: ``due_s`` is None and ``max_in_flight`` is the concurrency.
     * open loop: ``due_s`` is an ascending array of seconds, with or without ``max_in_flight``.
     * trace replay: as the open loop, due times from a file.
@@ -165,7 +166,9 @@ class RequestRecord:
     def from_dict(cls, data: dict[str, Any]) -> RequestRecord:
         """Inverse of :meth:`to_dict`. Unknown keys (from a newer version) are dropped."""
         known = {f.name for f in fields(cls)}
-        base: dict[str, Any] = dict.fromkeys(("isl", "osl", "due_s", "sent_s", "first_token_s", "last_token_s", "done_s"))
+        base: dict[str, Any] = dict.fromkeys(
+            ("isl", "osl", "due_s", "sent_s", "first_token_s", "last_token_s", "done_s")
+        )
         return cls(**{**base, **{k: v for k, v in data.items() if k in known}})
 
 
