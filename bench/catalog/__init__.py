@@ -1,0 +1,1 @@
+"""Facts about hardware, models, prices and service levels, read from ``configs/``; and the arithmetic that needs only them."""
