@@ -1,0 +1,103 @@
+"""The command line. One file per command; nothing heavy is imported before a command runs.
+
+``COMMANDS`` is the order in which a user meets them. The help lines stand here so that ``bench --help`` imports none
+of the commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from bench import __version__
+from bench.errors import EXIT_INTERRUPTED, BenchError
+
+#: name -> (section, one line of help); the module is bench.cli.<name with - as _>, its attribute ``command``.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("Measure", "What this machine can measure, and what to do about the rest."),
+    "validate": ("Measure", "Check an experiment file and print its cells."),
+    "run": ("Measure", "Run an experiment; continues where it stopped."),
+    "status": ("Measure", "What is complete, missing and failed."),
+    "show": ("Measure", "One run: its records, numbers and provenance."),
+    "report": ("Measure", "Write the report of an experiment (Markdown and HTML)."),
+    "load": ("Serve", "Drive any OpenAI-compatible URL with load, and measure it."),
+    "mock": ("Serve", "A mock OpenAI server with exact times and faults on request."),
+    "kernels": ("Explain", "Measure what this machine's memory, GEMM, attention and links reach."),
+    "roofline": ("Explain", "What bounds a step of a model on a GPU."),
+    "catalog": ("Predict", "The models, GPUs, prices and SLOs that are known, with sources."),
+    "fit": ("Predict", "What fits: weights, KV cache, concurrency, and how many GPUs."),
+    "calibrate": ("Predict", "Fit the step-time model to recorded runs."),
+    "predict": ("Predict", "Run an experiment on GPUs that are not at hand (simulated)."),
+    "optimize": ("Predict", "Search parallelism, batch limits and precision under an SLO (simulated)."),
+    "cost": ("Decide", "Dollars per million tokens of a run or an experiment."),
+    "breakeven": ("Decide", "From which volume self-hosting beats an API."),
+    "plan": ("Decide", "The cheapest fleet for a demand and an SLO."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command is called; prints help by section."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"bench.cli.{cmd_name.replace('-', '_')}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean `bench {near[0]}`?" if near else "`bench --help` lists the commands"
+            raise click.UsageError(f"no such command {args[0]!r}; {hint}", ctx=None) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section in dict.fromkeys(s for s, _ in COMMANDS.values()):
+            with formatter.section(section):
+                formatter.write_dl([(name, text) for name, (s, text) in COMMANDS.items() if s == section])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="bench")
+def cli() -> None:
+    """Measure, explain, predict and price self-hosted LLM inference.
+
+    Start with `bench doctor`, then `bench run configs/experiments/...`. Shell completion: see README.
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of ``bench``: the one place where errors become a line and an exit code."""
+    try:
+        status = cli.main(args=argv, prog_name="bench", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as e:
+        click.echo(f"bench: {e.format_message()}", err=True)
+        sys.exit(e.exit_code if e.exit_code != 1 else 2)
+    except BenchError as e:
+        click.echo(f"bench: {e}", err=True)
+        sys.exit(e.exit_code)
+    except BrokenPipeError:
+        # the reader of our output went away (`bench show | head`): not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Experiments: typed YAML, validated with line numbers, expanded to cells."""

@@ -1,0 +1,1 @@
+"""Cost, break-even and fleet plans: the arithmetic of decisions."""

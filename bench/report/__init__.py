@@ -1,0 +1,1 @@
+"""Reports: tables, charts, Markdown and one self-contained HTML file."""
