@@ -1,0 +1,415 @@
+"""Samples of NVIDIA GPUs through NVML.
+
+One ``nvmlDeviceGetFieldValues`` call per GPU and tick brings energy, power, throttle and PCIe counters, each with the
+driver's own time stamp. The middle group adds clocks, utilisation and, on Hopper and newer, GPM activity; the slow group
+memory, temperatures and processes. What a GPU does not support is None for ever, never zero. ``nvmlDeviceGetPcieThroughput``
+is left out on purpose: it blocks for 20 ms per direction.
+
+Meaning and units of the fields: NVIDIA, "NVML API Reference Guide" (field value enums, GPM metrics).
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from bench.errors import UnknownName
+from bench.records import GpuSample
+from bench.telemetry.driver import (
+    LOST_CODES,
+    NEVER_CODES,
+    NOT_SUPPORTED,
+    GpuLost,
+    all_uuids,
+    ask,
+    nvml_session,
+    used_memory_bytes,
+)
+from bench.telemetry.gpus import Ownership, processes_on
+from bench.telemetry.source import Counter, Rates, Tick
+from bench.units import KIB, MIB, MICRO, MILLI, NANO
+
+# Field ids of nvmlDeviceGetFieldValues. All counters are of the whole device; scope 0 is the GPU.
+ENERGY_MJ, ENERGY_MJ_NEWER = 83, 191
+POWER_AVERAGE_MW, POWER_INSTANT_MW = 185, 186
+THROTTLED_NS = {
+    "throttled_sw_power_s": 74,
+    "throttled_sync_boost_s": 76,
+    "throttled_sw_thermal_s": 269,
+    "throttled_hw_thermal_s": 270,
+    "throttled_hw_power_s": 271,
+}
+PCIE_TX_BYTES, PCIE_RX_BYTES = 197, 198
+MEMORY_TEMPERATURE_C = 82
+NVLINK_DATA_TX_KIB, NVLINK_DATA_RX_KIB = 138, 139  # scope = link
+MAX_NVLINKS = 36
+
+GPM_PERCENT = {"sm_active_ratio": 2, "sm_occupancy_ratio": 3, "tensor_active_ratio": 5, "dram_bandwidth_ratio": 10}
+GPM_MIB_PER_S = {
+    "pcie_tx_bytes_per_s": 20,
+    "pcie_rx_bytes_per_s": 21,
+    "nvlink_rx_bytes_per_s": 60,
+    "nvlink_tx_bytes_per_s": 61,
+}
+#: Two GPM samples must be this far apart, or every metric reads zero.
+GPM_MIN_GAP_S = 0.1
+
+# nvmlFieldValue_t: fieldId, scopeId, timestamp (us since 1970), latency (us), valueType, nvmlReturn, 8 bytes of value.
+_FIELD_FORMAT = "IIqqII8s"
+_FIELD_PARTS = 7
+# nvmlValueType_t -> how to read the first bytes of the value
+_VALUE_UNPACK: dict[int, Callable[[bytes], tuple[Any, ...]]] = {
+    0: struct.Struct("<d").unpack_from,
+    1: struct.Struct("<I").unpack_from,
+    2: struct.Struct("<Q").unpack_from,
+    3: struct.Struct("<Q").unpack_from,
+    4: struct.Struct("<q").unpack_from,
+    5: struct.Struct("<i").unpack_from,
+    6: struct.Struct("<H").unpack_from,
+}
+_MODULUS = {1: 2**32, 6: 2**16}
+# A board takes well under this: a larger step of the energy counter is a reset, not a wrap.
+_MAX_BOARD_MW = 20_000_000
+
+Field = tuple[int, int]
+
+
+class _Fields:
+    """A prepared list of fields of one GPU, read with one call."""
+
+    __slots__ = ("_handle", "_nvml", "_struct", "ids")
+
+    def __init__(self, nvml: Any, handle: Any, ids: Sequence[Field]) -> None:
+        self._nvml, self._handle, self.ids = nvml, handle, tuple(ids)
+        self._struct = struct.Struct("<" + _FIELD_FORMAT * len(self.ids))
+
+    def read(self) -> dict[Field, tuple[int, int, int | float, int]]:
+        """Field -> (time stamp in us since 1970, value type, value, return code); value is meaningless on an error code."""
+        if not self.ids:
+            return {}
+        parts = self._struct.unpack_from(self._nvml.nvmlDeviceGetFieldValues(self._handle, self.ids))
+        found: dict[Field, tuple[int, int, int | float, int]] = {}
+        for at, field in zip(range(0, len(parts), _FIELD_PARTS), self.ids, strict=True):
+            kind, code = parts[at + 4], parts[at + 5]
+            value = _VALUE_UNPACK[kind](parts[at + 6])[0] if code == 0 and kind in _VALUE_UNPACK else 0
+            if kind not in _VALUE_UNPACK and code == 0:
+                code = NOT_SUPPORTED  # a value type of a newer driver
+            found[field] = (parts[at + 2], kind, value, code)
+        return found
+
+
+class _Gpm:
+    """GPM metrics of one GPU: differences between two samples of the hardware counters."""
+
+    __slots__ = ("_device", "_metrics", "_newer", "_nvml", "_older", "_taken_s", "ids")
+
+    def __init__(self, nvml: Any, device: Any) -> None:
+        self._nvml, self._device = nvml, device
+        self._older, self._newer = nvml.nvmlGpmSampleAlloc(), nvml.nvmlGpmSampleAlloc()
+        self.ids = {**GPM_PERCENT, **GPM_MIB_PER_S}
+        self._metrics = nvml.c_nvmlGpmMetricsGet_t()
+        self._metrics.version = nvml.NVML_GPM_METRICS_GET_VERSION
+        self._metrics.numMetrics = len(self.ids)
+        for slot, metric_id in zip(self._metrics.metrics, self.ids.values(), strict=False):
+            slot.metricId = metric_id
+        self._taken_s = time.monotonic()
+        nvml.nvmlGpmSampleGet(device, self._older)
+
+    def read(self) -> dict[str, float]:
+        """Column -> value since the previous call; empty where less than ``GPM_MIN_GAP_S`` has passed."""
+        now = time.monotonic()
+        if now - self._taken_s < GPM_MIN_GAP_S:
+            return {}
+        self._nvml.nvmlGpmSampleGet(self._device, self._newer)
+        self._metrics.sample1, self._metrics.sample2 = self._older, self._newer
+        self._older, self._newer, self._taken_s = self._newer, self._older, now
+        self._nvml.nvmlGpmMetricsGet(self._metrics)
+        found = {}
+        for slot, column in zip(self._metrics.metrics, self.ids, strict=False):
+            if slot.nvmlReturn == 0:
+                found[column] = slot.value * (MIB if column in GPM_MIB_PER_S else 0.01)
+        return found
+
+    def close(self) -> None:
+        for sample in (self._older, self._newer):
+            ask(self._nvml.nvmlGpmSampleFree, sample)
+
+
+class _Rate:
+    """Bytes per second from a counter, between two readings of the middle or slow group."""
+
+    __slots__ = ("_at_s", "_total")
+
+    def __init__(self) -> None:
+        self._at_s: float | None = None
+        self._total = 0
+
+    def update(self, total: int, at_s: float) -> float | None:
+        before_s, before = self._at_s, self._total
+        self._at_s, self._total = at_s, total
+        if before_s is None or at_s <= before_s or total < before:
+            return None
+        return (total - before) / (at_s - before_s)
+
+
+class _Gpu:
+    """Everything that is kept of one GPU between ticks."""
+
+    def __init__(self, nvml: Any, uuid: str, phase: int) -> None:
+        self.nvml, self.uuid, self.phase = nvml, uuid, phase
+        self.handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        self.index: int | None = ask(nvml.nvmlDeviceGetIndex, self.handle)
+        self.lost = False
+        self.num_read_errors = 0
+        self.counters: dict[Field, Counter] = {}
+        self.counted_s: dict[Field, float] = {}
+        self.rates: dict[str, _Rate] = {}
+        self.refused: set[str] = set()  # calls that this GPU or driver will never support
+        self.gpm = self._start_gpm()
+        self._choose_fields()
+
+    def _start_gpm(self) -> _Gpm | None:
+        support = ask(self.nvml.nvmlGpmQueryDeviceSupport, self.handle)
+        if support is None or not support.isSupportedDevice:
+            return None
+        made = ask(_Gpm, self.nvml, self.handle)
+        return made if isinstance(made, _Gpm) else None
+
+    def _supported(self, ids: Iterable[Field]) -> list[Field]:
+        """Those of ``ids`` that the driver knows for this GPU. Refused ones are dropped: asking again costs time."""
+        wanted = list(ids)
+        try:
+            found = _Fields(self.nvml, self.handle, wanted).read()
+        except self.nvml.NVMLError as exc:
+            if exc.value in LOST_CODES or len(wanted) < 2:
+                return []
+            return [f for one in wanted for f in self._supported([one])]  # an old driver refuses the whole list
+        return [f for f in wanted if found[f][3] not in NEVER_CODES]
+
+    def _choose_fields(self) -> None:
+        fast = [(i, 0) for i in (ENERGY_MJ, POWER_INSTANT_MW, POWER_AVERAGE_MW, *THROTTLED_NS.values())]
+        if self.gpm is None:  # else GPM tells the traffic, five times a second
+            fast += [(PCIE_TX_BYTES, 0), (PCIE_RX_BYTES, 0)]
+        supported = self._supported(fast)
+        self.energy_field: Field | None = (ENERGY_MJ, 0)
+        if (ENERGY_MJ, 0) not in supported:
+            newer = self._supported([(ENERGY_MJ_NEWER, 0)])
+            supported += newer
+            self.energy_field = newer[0] if newer else None
+        links: list[Field] = []
+        if self.gpm is None:
+            pairs = [(i, link) for link in range(MAX_NVLINKS) for i in (NVLINK_DATA_TX_KIB, NVLINK_DATA_RX_KIB)]
+            links = self._supported(pairs)
+        self.links = links
+        self.fast = _Fields(self.nvml, self.handle, supported)
+        slow = [*supported, *self._supported([(MEMORY_TEMPERATURE_C, 0)]), *links]
+        self.slow = _Fields(self.nvml, self.handle, slow)
+
+    def call(self, name: str, *args: Any) -> Any | None:
+        """``nvml.<name>(handle, *args)``; None where it fails, not asked again where it can never work.
+
+        Raises:
+            GpuLost: the GPU is gone.
+        """
+        if name in self.refused:
+            return None
+        function = getattr(self.nvml, name, None)
+        if function is None:
+            self.refused.add(name)
+            return None
+        try:
+            return function(self.handle, *args)
+        except self.nvml.NVMLError as exc:
+            if exc.value in LOST_CODES:
+                raise GpuLost from exc
+            if exc.value in NEVER_CODES:
+                self.refused.add(name)
+            else:
+                self.num_read_errors += 1
+            return None
+
+    def count(self, field: Field, kind: int, raw: int, now_s: float, per_s: float) -> int:
+        """The unwrapped total of a counter; ``per_s`` is the fastest that it can grow."""
+        counter = self.counters.get(field)
+        if counter is None:
+            counter = self.counters[field] = Counter(_MODULUS.get(kind, 2**64))
+        elapsed = now_s - self.counted_s.get(field, now_s)
+        self.counted_s[field] = now_s
+        return counter.update(raw, per_s * (elapsed + 1.0))
+
+
+class NvmlSource:
+    """Samples of the GPUs named by UUID, and of no other.
+
+    Args:
+        devices: UUIDs (``GPU-...`` or ``MIG-...``).
+        rates: how often each group is read.
+        own_pids: processes that belong to the measurement, with all their descendants; others on the GPU are foreign.
+
+    Raises:
+        NvmlUnavailable: there is no working driver.
+        UnknownName: a UUID that the driver does not know.
+    """
+
+    def __init__(self, devices: Sequence[str], rates: Rates, own_pids: Sequence[int] = ()) -> None:
+        self.devices = tuple(devices)
+        self._session = nvml_session()
+        self._nvml = self._session.__enter__()
+        self._rates = rates
+        self._ownership = Ownership(own_pids)
+        self._gpus: list[_Gpu] = []
+        for position, uuid in enumerate(self.devices):
+            try:
+                self._gpus.append(_Gpu(self._nvml, uuid, position))
+            except self._nvml.NVMLError as exc:
+                known = ", ".join(all_uuids(self._nvml)) or "none"
+                self.close()
+                raise UnknownName(
+                    f"no GPU {uuid} here", where="telemetry devices", next_step=f"present: {known}"
+                ) from exc
+
+    def read(self, tick: Tick) -> list[GpuSample]:
+        rows = []
+        for gpu in self._gpus:
+            # The groups of different GPUs fall on different ticks, so that no tick has to do all of the work.
+            first = tick.index == 0
+            slow = first or (tick.index + gpu.phase) % self._rates.slow_every == 0
+            middle = first or slow or (tick.index + gpu.phase) % self._rates.middle_every == 0
+            if gpu.lost and not slow:
+                continue  # a lost GPU is asked once a second whether it came back
+            values: dict[str, Any] = {"t_s": 0.0, "device": gpu.uuid, "index": gpu.index}
+            try:
+                self._read_fields(gpu, tick, values, slow)
+                if middle:
+                    self._read_middle(gpu, values)
+                if slow:
+                    self._read_slow(gpu, values)
+                gpu.lost = False
+            except GpuLost:
+                gpu.lost = True
+                values = {"device": gpu.uuid, "index": gpu.index, "lost": True}
+                values["t_s"] = time.monotonic() - tick.t0_monotonic_s
+            rows.append(GpuSample(**values))
+        return rows
+
+    def _read_fields(self, gpu: _Gpu, tick: Tick, values: dict[str, Any], slow: bool) -> None:
+        now = time.monotonic()
+        values["t_s"] = now - tick.t0_monotonic_s
+        try:
+            found = (gpu.slow if slow else gpu.fast).read()
+        except self._nvml.NVMLError as exc:
+            if exc.value in LOST_CODES:
+                raise GpuLost from exc
+            gpu.num_read_errors += 1
+            return
+        totals: dict[Field, int] = {}
+        for field, (stamp_us, kind, value, code) in found.items():
+            field_id = field[0]
+            if code != 0:
+                if code in LOST_CODES:
+                    raise GpuLost
+                gpu.num_read_errors += 1
+            elif field_id == POWER_INSTANT_MW:
+                values["power_w"] = value * MILLI
+            elif field_id == POWER_AVERAGE_MW:
+                values["power_average_w"] = value * MILLI
+            elif field_id == MEMORY_TEMPERATURE_C:
+                values["memory_temperature_c"] = float(value)
+            elif field == gpu.energy_field:
+                values["energy_j"] = gpu.count(field, kind, int(value), now, _MAX_BOARD_MW) * MILLI
+                stamp_s = stamp_us * MICRO - tick.wall_minus_monotonic_s
+                # a driver that does not stamp, or a wall clock stepped between stamp and tick: take our own time
+                values["energy_t_s"] = (stamp_s if abs(stamp_s - now) < 1.0 else now) - tick.t0_monotonic_s
+            elif field_id in _TRAFFIC:  # read on every tick: 32 bits of bytes wrap several times a second
+                totals[field] = gpu.count(field, kind, int(value), now, float(_MODULUS.get(kind, 0)))
+            else:
+                column = _THROTTLE_COLUMN[field_id]
+                values[column] = gpu.count(field, kind, int(value), now, 1.1e9) * NANO
+        self._rates_of(gpu, totals, values, now, slow)
+
+    def _rates_of(self, gpu: _Gpu, totals: dict[Field, int], values: dict[str, Any], now: float, slow: bool) -> None:
+        """PCIe and NVLink traffic from counters, where GPM does not tell: once a second, an exact mean of that second."""
+        if not slow:
+            return
+        sums: dict[str, int] = {}
+        for (field_id, _), total in totals.items():
+            column, unit = _TRAFFIC[field_id]
+            sums[column] = sums.get(column, 0) + total * unit
+        for column, total in sums.items():
+            rate = gpu.rates.setdefault(column, _Rate()).update(total, now)
+            if rate is not None:
+                values[column] = rate
+
+    def _read_middle(self, gpu: _Gpu, values: dict[str, Any]) -> None:
+        nvml = self._nvml
+        for column, kind in (("sm_clock_hz", nvml.NVML_CLOCK_SM), ("memory_clock_hz", nvml.NVML_CLOCK_MEM)):
+            mhz = gpu.call("nvmlDeviceGetClockInfo", kind)
+            values[column] = None if mhz is None else mhz * 1e6
+        reasons = gpu.call("nvmlDeviceGetCurrentClocksEventReasons")
+        if reasons is None:  # drivers before 535 know only the older name
+            reasons = gpu.call("nvmlDeviceGetCurrentClocksThrottleReasons")
+        values["throttle_reasons"] = reasons
+        used = gpu.call("nvmlDeviceGetUtilizationRates")
+        if used is not None:
+            values["gpu_util_ratio"], values["memory_util_ratio"] = used.gpu * 0.01, used.memory * 0.01
+        if gpu.gpm is not None:
+            try:
+                values.update(gpu.gpm.read())
+            except nvml.NVMLError as exc:
+                if exc.value in LOST_CODES:
+                    raise GpuLost from exc
+                gpu.num_read_errors += 1
+
+    def _read_slow(self, gpu: _Gpu, values: dict[str, Any]) -> None:
+        values["memory_used_bytes"] = used_memory_bytes(self._nvml, gpu.handle)
+        celsius = gpu.call("nvmlDeviceGetTemperatureV", self._nvml.NVML_TEMPERATURE_GPU)
+        if celsius is None:
+            celsius = gpu.call("nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU)
+        values["temperature_c"] = None if celsius is None else float(celsius)
+        processes = processes_on(self._nvml, gpu.handle)
+        values["num_foreign_processes"] = None if processes is None else self._ownership.num_foreign(processes)
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Per device: name, limits, and which readings there are."""
+        nvml, found = self._nvml, {}
+        for gpu in self._gpus:
+            h = gpu.handle
+            memory = ask(nvml.nvmlDeviceGetMemoryInfo, h)
+            limit_mw = ask(nvml.nvmlDeviceGetEnforcedPowerLimit, h) or ask(nvml.nvmlDeviceGetPowerManagementLimit, h)
+            max_mhz = ask(nvml.nvmlDeviceGetMaxClockInfo, h, nvml.NVML_CLOCK_SM)
+            max_memory_mhz = ask(nvml.nvmlDeviceGetMaxClockInfo, h, nvml.NVML_CLOCK_MEM)
+            counter = gpu.counters.get(gpu.energy_field) if gpu.energy_field else None
+            found[gpu.uuid] = {
+                "index": gpu.index,
+                "name": ask(nvml.nvmlDeviceGetName, h),
+                "memory_bytes": None if memory is None else int(memory.total),
+                "power_limit_w": None if limit_mw is None else limit_mw * MILLI,
+                "max_sm_clock_hz": None if max_mhz is None else max_mhz * 1e6,
+                "max_memory_clock_hz": None if max_memory_mhz is None else max_memory_mhz * 1e6,
+                "energy_field": None if gpu.energy_field is None else gpu.energy_field[0],
+                "energy_counter_wraps": 0 if counter is None else counter.num_wraps,
+                "energy_counter_resets": 0 if counter is None else counter.num_resets,
+                "gpm": gpu.gpm is not None,
+                "num_nvlinks_read": len(gpu.links) // 2,
+                "num_read_errors": gpu.num_read_errors,
+                "lost": gpu.lost,
+            }
+        return found
+
+    def close(self) -> None:
+        for gpu in self._gpus:
+            if gpu.gpm is not None:
+                gpu.gpm.close()
+        self._gpus = []
+        self._session.__exit__(None, None, None)
+
+
+_THROTTLE_COLUMN = {field_id: column for column, field_id in THROTTLED_NS.items()}
+_TRAFFIC = {
+    PCIE_TX_BYTES: ("pcie_tx_bytes_per_s", 1),
+    PCIE_RX_BYTES: ("pcie_rx_bytes_per_s", 1),
+    NVLINK_DATA_TX_KIB: ("nvlink_tx_bytes_per_s", KIB),
+    NVLINK_DATA_RX_KIB: ("nvlink_rx_bytes_per_s", KIB),
+}
