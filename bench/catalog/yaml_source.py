@@ -205,7 +205,9 @@ def validation_error(document: Document, error: ValidationError, model: type[Bas
     if kind == "extra_forbidden":
         names = _field_names(model, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
-        step = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(names))}" if names else "remove it"
+        step = (
+            f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(names))}" if names else "remove it"
+        )
         return document.bad("unknown field", location, step)
     got = first.get("input")
     text = message[0].lower() + message[1:] if message else "not valid"
@@ -259,7 +261,9 @@ def config_roots() -> list[Path]:
     if named:
         root = Path(named).expanduser()
         if not root.is_dir():
-            raise BadInput("is not a folder", where=f"{CONFIGS_VARIABLE}={named}", next_step="set it to a configs folder")
+            raise BadInput(
+                "is not a folder", where=f"{CONFIGS_VARIABLE}={named}", next_step="set it to a configs folder"
+            )
         candidates.append(root)
     candidates.append(Path("configs"))
     candidates.append(Path(__file__).resolve().parents[2] / "configs")
