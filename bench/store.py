@@ -374,8 +374,8 @@ class RunReader:
     def status(self) -> str:
         """complete, failed, running, or interrupted ("running" whose writer is gone)."""
         status = str(self.manifest.get("status", "interrupted"))
-        if status in FINAL_STATUSES:
-            return status
+        if status != "running":
+            return status if status in FINAL_STATUSES else "interrupted"
         pid, start = self.manifest.get("writer_pid"), self.manifest.get("writer_start_s")
         alive = pid is not None and start is not None and process_start_s(int(pid)) == start
         return "running" if alive else "interrupted"

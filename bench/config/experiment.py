@@ -68,7 +68,7 @@ class UniformLengthSpec(Spec):
 
 
 class NormalLengthSpec(Spec):
-    """Normal, rounded, redrawn until within ``low``..``high``."""
+    """Normal, rounded, clipped to ``low``..``high``."""
 
     kind: Literal["normal"]
     mean: PositiveFloat
@@ -78,11 +78,11 @@ class NormalLengthSpec(Spec):
 
 
 class LognormalLengthSpec(Spec):
-    """Lognormal with the given median and sigma (of the log), within ``low``..``high``."""
+    """Lognormal with the given mean and standard deviation (of the lengths themselves), clipped to ``low``..``high``."""
 
     kind: Literal["lognormal"]
-    median: PositiveFloat
-    sigma: NonNegativeFloat
+    mean: PositiveFloat
+    sd: NonNegativeFloat
     low: PositiveInt = 1
     high: PositiveInt | None = None
 
@@ -111,16 +111,14 @@ LengthSpec = Annotated[
 
 
 def max_length_tokens(spec: Any) -> int:
-    """The longest length a spec can draw, in tokens (mean + 6 sd, or median * e^(4 sigma), where unbounded)."""
+    """The longest length to plan for, in tokens: mean + 6 sd where a distribution has no bound."""
     if isinstance(spec, (FixedLengthSpec, NominalLengthSpec)):
         return spec.tokens
     if isinstance(spec, UniformLengthSpec):
         return spec.high
     if spec.high is not None:
         return int(spec.high)
-    if isinstance(spec, NormalLengthSpec):
-        return int(spec.mean + 6 * spec.sd) + 1
-    return int(spec.median * 2.718281828 ** (4 * spec.sigma)) + 1
+    return int(spec.mean + 6 * spec.sd) + 1
 
 
 def mean_length_tokens(spec: Any) -> float:
@@ -131,9 +129,7 @@ def mean_length_tokens(spec: Any) -> float:
         return spec.tokens * (1 + spec.low_ratio) / 2
     if isinstance(spec, UniformLengthSpec):
         return (spec.low + spec.high) / 2
-    if isinstance(spec, NormalLengthSpec):
-        return float(spec.mean)
-    return float(spec.median * 2.718281828 ** (spec.sigma**2 / 2))
+    return float(spec.mean)
 
 
 # --- workload ----------------------------------------------------------------------------------------------------
@@ -251,18 +247,16 @@ class RampLoad(Spec):
 
 
 class TraceLoad(Spec):
-    """Arrivals and lengths from a file. ``time_scale`` 2 replays twice as fast."""
+    """Arrivals and lengths from a file. ``time_scale`` stretches time: 0.5 replays twice as fast."""
 
     kind: Literal["trace"]
     path: str
-    format: Literal["mooncake", "burstgpt", "azure", "sharegpt", "bailian"]
+    format: Literal["mooncake", "burstgpt", "azure", "bailian"] | None = None  # None: recognised from the file
     time_scale: PositiveFloat = 1.0
     max_in_flight: PositiveInt | None = None
 
 
-LoadSpec = Annotated[
-    OfflineLoad | ClosedLoopLoad | OpenLoopLoad | RampLoad | TraceLoad, Field(discriminator="kind")
-]
+LoadSpec = Annotated[OfflineLoad | ClosedLoopLoad | OpenLoopLoad | RampLoad | TraceLoad, Field(discriminator="kind")]
 
 
 def load_level(load: Any) -> tuple[str, float]:

@@ -95,7 +95,7 @@ def _validated(document: Document, first_point: dict[str, Any]) -> Experiment:
     raw = dict(document.data)
     missing = {n: v for n, v in first_point.items() if not _has(raw, axis_path(str(n)))}
     try:
-        filled = {**raw, **{k: v for k, v in apply_axes(_cell_part(raw), missing).items()}} if missing else raw
+        filled = {**raw, **apply_axes(_cell_part(raw), missing)} if missing else raw
     except (ValueError, TypeError) as e:
         raise document.bad(str(e), ("sweep",)) from None
     shadow = Document(document.name, filled, document.lines)

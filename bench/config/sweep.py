@@ -93,7 +93,9 @@ def apply_axes(base: dict[str, Any], axes: dict[str, Any]) -> dict[str, Any]:
             out = {**out, "workload": {**workload, "shape": value}}
             continue
         if path[:1] == ("workload",) and path[1:] and path[1] in ("isl", "osl") and "shape" in out.get("workload", {}):
-            raise ValueError(f"axis {name!r} cannot be combined with workload.shape; write isl and osl instead of shape")
+            raise ValueError(
+                f"axis {name!r} cannot be combined with workload.shape; write isl and osl instead of shape"
+            )
         try:
             out = set_in(out, path, value)
         except KeyError as e:

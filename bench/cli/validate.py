@@ -1,0 +1,85 @@
+"""`bench validate`: check an experiment file, print its cells, say what cannot run here and how long the rest takes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from bench.errors import EXIT_DONE
+
+
+@click.command("validate")
+@click.argument("experiment")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+def command(experiment: str, as_json: bool) -> int:
+    """Check EXPERIMENT (a file, or a name in configs/experiments/) and print its cells.
+
+    Marks the cells that this machine cannot run, says why, and estimates the run time of the others.
+    """
+    from bench.config.loading import load
+    from bench.runner.feasible import this_machine, why_not
+    from bench.runner.local import estimate_s, missing_runs
+    from bench.runner.models import load_archs
+    from bench.runner.results import cell_state, experiment_folder
+
+    loaded = load(experiment)
+    machine = this_machine()
+    archs = load_archs([c.spec.model for c in loaded.cells])
+    folder = experiment_folder(loaded.experiment.name)
+    rows: list[dict[str, Any]] = []
+    states = []
+    for cell in loaded.cells:
+        reason = why_not(cell, machine, archs.get(cell.spec.model))
+        state = cell_state(folder, cell)
+        if reason is None:
+            states.append(state)
+        rows.append(
+            {
+                "cell_id": cell.cell_id,
+                "axes": cell.axes_dict(),
+                "runs_here": reason is None,
+                "reason": reason,
+                "complete": len(state.complete),
+                "repeats": loaded.experiment.repeats,
+            }
+        )
+    todo = missing_runs(states, loaded.experiment.repeats)
+    about_s = estimate_s(todo, states, machine, archs) if todo else 0.0
+    if as_json:
+        out = {
+            "experiment": loaded.experiment.name,
+            "cells": rows,
+            "num_missing_runs": len(todo),
+            "estimate_s": about_s,
+        }
+        click.echo(json.dumps(out, indent=1, default=str))
+        return EXIT_DONE
+    _print(loaded.experiment, rows, len(todo), about_s)
+    return EXIT_DONE
+
+
+def _print(experiment: Any, rows: list[dict[str, Any]], num_missing: int, about_s: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from bench.units import duration_text
+
+    console = Console()
+    console.print(f"[bold]{experiment.name}[/bold]: {experiment.why}")
+    axes = list(dict.fromkeys(a for r in rows for a in r["axes"]))
+    table = Table("cell", *axes, "runs", "here")
+    for r in rows:
+        values = [_short(r["axes"].get(a, "")) for a in axes]
+        here = Text("yes", style="green") if r["runs_here"] else Text(f"no: {r['reason']}", style="yellow")
+        table.add_row(r["cell_id"], *values, f"{r['complete']}/{r['repeats']}", here)
+    console.print(table)
+    skipped = sum(not r["runs_here"] for r in rows)
+    text = f"{len(rows)} cells, {skipped} of them cannot run here; {num_missing} runs missing"
+    console.print(text + (f", about {duration_text(about_s)} (a rough guess)" if num_missing else ""))
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, default=str) if isinstance(value, (dict, list)) else str(value)

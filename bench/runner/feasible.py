@@ -1,0 +1,162 @@
+"""Can this machine run this cell? If not, why; if so, how long will it take, roughly."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.config.experiment import OfflineLoad, RampLoad, TraceLoad, mean_length_tokens
+from bench.config.sweep import Cell
+from bench.runner.schedules import longest_sequence_tokens, num_measured, num_warmup
+from bench.store import RunReader
+from bench.units import bytes_text
+
+if TYPE_CHECKING:
+    from bench.catalog.arch import ModelArch
+    from bench.catalog.hardware import Hardware
+
+#: Rough figures for the run-time estimate only; never used in a result.
+ENGINE_START_S = {"cpu": 50.0, "gpu": 90.0}
+RUN_OVERHEAD_S = 1.5
+CPU_FLOPS_PER_CORE = 20e9
+CPU_BYTES_PER_S = 10e9
+CPU_STEP_S = 0.004
+#: Share of a data-sheet peak that a rough estimate takes as reached.
+ROUGH_EFFICIENCY = 0.5
+#: vLLM's CPU engine needs room for the KV cache and activations beside the weights.
+HOST_MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the checks need to know of this machine. ``gpu_memory_bytes`` is the smallest of the GPUs present."""
+
+    num_gpus: int
+    gpu_name: str | None
+    gpu_memory_bytes: int | None
+    num_cores: int
+    host_memory_bytes: int
+    has_vllm: bool
+    hardware: Hardware | None = None  # the catalogue's entry for these GPUs
+
+    @property
+    def kind(self) -> str:
+        return "gpu" if self.num_gpus else "cpu"
+
+
+def this_machine() -> Machine:
+    """Asks NVML and the operating system; never fails."""
+    import importlib.util
+
+    import psutil
+
+    from bench.catalog.hardware import match_device
+    from bench.telemetry.gpus import list_gpus, visible_devices
+
+    visible = set(visible_devices())
+    gpus = [g for g in list_gpus() if g.uuid in visible]
+    memory = min((g.memory_bytes for g in gpus if g.memory_bytes), default=None)
+    hardware = match_device(gpus[0].name, memory) if gpus and gpus[0].name else None
+    return Machine(
+        num_gpus=len(gpus),
+        gpu_name=gpus[0].name if gpus else None,
+        gpu_memory_bytes=memory,
+        num_cores=len(os.sched_getaffinity(0)),
+        host_memory_bytes=psutil.virtual_memory().total,
+        has_vllm=importlib.util.find_spec("vllm") is not None,
+        hardware=hardware,
+    )
+
+
+def why_not(cell: Cell, machine: Machine, arch: ModelArch | None) -> str | None:
+    """The reason why ``machine`` cannot run ``cell``, or None.
+
+    Args:
+        arch: the model's ``bench.catalog.model.ModelArch``, None where it is not known (a hub id without a cache).
+    """
+    spec = cell.spec
+    if spec.engine.kind in ("endpoint", "simulated", "null"):
+        return None
+    if not machine.has_vllm:
+        return "vLLM is not installed here (make setup)"
+    need, have = spec.num_devices, machine.num_gpus if machine.num_gpus else machine.num_cores
+    if need > have:
+        return f"needs {need} {'GPUs' if machine.num_gpus else 'CPU ranks'}, this machine has {have} " + (
+            "GPUs" if machine.num_gpus else "cores"
+        )
+    if arch is None:
+        return _lengths(cell, None)
+    tp, pp = spec.tensor_parallel_size, spec.pipeline_parallel_size
+    return _lengths(cell, arch) or arch.parallel_problem(tp, pp) or _memory(cell, machine, arch)
+
+
+def _lengths(cell: Cell, arch: ModelArch | None) -> str | None:
+    longest = longest_sequence_tokens(cell.spec)
+    limit = cell.spec.engine_args.get("max_model_len")
+    if isinstance(limit, int) and not isinstance(limit, bool) and longest > limit:
+        return f"ISL + OSL reaches {longest:,} tokens, max_model_len is {limit:,}"
+    most = arch.max_position if arch is not None else None
+    if limit is None and most and longest > most:
+        return f"ISL + OSL reaches {longest:,} tokens, the model takes {most:,}"
+    return None
+
+
+def _memory(cell: Cell, machine: Machine, arch: ModelArch) -> str | None:
+    args = cell.spec.engine_args
+    tp, pp = cell.spec.tensor_parallel_size, cell.spec.pipeline_parallel_size
+    if machine.num_gpus == 0:
+        weights = arch.weight_bytes(args.get("quantization"), tp, pp) * tp * pp
+        if weights > machine.host_memory_bytes * HOST_MEMORY_SHARE:
+            return f"weights take {bytes_text(weights)}, this machine has {bytes_text(machine.host_memory_bytes)} of memory"
+        return None
+    if machine.hardware is None:
+        return None
+    from bench.catalog.memory import fit
+
+    result = fit(
+        arch,
+        machine.hardware,
+        tp=tp,
+        pp=pp,
+        quantization=args.get("quantization"),
+        kv_cache_dtype=args.get("kv_cache_dtype"),
+        gpu_memory_utilization=args.get("gpu_memory_utilization"),
+    )
+    if not result.fits:
+        return result.reason or "weights do not fit"
+    longest = longest_sequence_tokens(cell.spec)
+    if result.kv_capacity_tokens < longest:
+        return f"the KV cache holds {result.kv_capacity_tokens:,} tokens, one request reaches {longest:,}"
+    return None
+
+
+def rough_run_s(cell: Cell, machine: Machine, arch: ModelArch | None, past: tuple[RunReader, ...] = ()) -> float:
+    """A rough guess of one run's seconds: from past runs of the cell where there are some, else from the arithmetic."""
+    durations = [float(r.manifest["duration_s"]) for r in past if r.manifest.get("duration_s")]
+    if durations:
+        return sorted(durations)[len(durations) // 2] + RUN_OVERHEAD_S
+    spec = cell.spec
+    if isinstance(spec.load, RampLoad):
+        return sum(s.duration_s for s in spec.load.segments)
+    if isinstance(spec.load, TraceLoad) or (spec.stop.min_duration_s and spec.stop.max_requests is None):
+        return max(spec.stop.min_duration_s, spec.stop.max_duration_s or 0) + RUN_OVERHEAD_S
+    batch = int(getattr(spec.load, "batch_size", None) or getattr(spec.load, "concurrency", None) or 8)
+    isl, osl = mean_length_tokens(spec.workload.isl), mean_length_tokens(spec.workload.osl)
+    weights = arch.weight_bytes(None, spec.tensor_parallel_size) if arch is not None else 16e9
+    flops = 2 * (arch.num_active_params if arch is not None else 8e9)
+    if machine.num_gpus:
+        peak = machine.hardware.memory_bandwidth_bytes_per_s if machine.hardware else 1e12
+        bandwidth = peak * ROUGH_EFFICIENCY
+        step_s, prefill_s_per_token = weights / bandwidth + 0.002, flops / (200e12 * spec.tensor_parallel_size)
+    else:
+        rate = CPU_FLOPS_PER_CORE * machine.num_cores
+        step_s = weights / CPU_BYTES_PER_S + CPU_STEP_S + flops * batch / rate
+        prefill_s_per_token = flops / rate
+    requests = num_warmup(spec) + num_measured(spec)
+    rounds = max(1.0, requests / batch)
+    if isinstance(spec.load, OfflineLoad) and batch > requests:
+        rounds = 1.0
+    seconds = rounds * (osl * step_s + batch * isl * prefill_s_per_token)
+    capped = min(seconds, spec.stop.max_duration_s or seconds)
+    return max(spec.stop.min_duration_s, capped) + RUN_OVERHEAD_S

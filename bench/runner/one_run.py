@@ -1,0 +1,244 @@
+"""One run: a folder, a sampler, an engine that serves one schedule. Whatever happens, the folder says so."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from bench import __version__
+from bench.config.experiment import Experiment, TraceLoad
+from bench.config.sweep import Cell
+from bench.engines.host import EngineDied, EngineProcess
+from bench.errors import BenchError, StoreError
+from bench.records import EngineInfo, RequestRecord, Schedule
+from bench.runner.schedules import build_schedule
+from bench.runner.telemetry import sampled
+from bench.store import ENGINE_LOG, TELEMETRY, RunWriter, run_folder_name, utc_now_text
+from bench.workload.synthetic import repeat_seed
+
+#: Between the sampler's start and the run's zero: idle readings of the loaded engine (2 s = 20 counter periods) once per
+#: engine, then only what it takes for the sampler to be there.
+IDLE_BASELINE_S = 2.5
+LEAD_S = 0.25
+RATE_WINDOW_S = 5.0
+PROGRESS_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """Everything about a run that is known before it starts."""
+
+    experiment: Experiment
+    cell: Cell
+    repeat: int
+    run_number: int
+    cell_folder: Path
+    info: EngineInfo
+    provenance: dict[str, Any]
+    fingerprint: dict[str, Any]
+    vocab_size: int
+    base: Path
+    first_of_engine: bool
+    idle_baseline: dict[str, Any] | None = None  # {"run": folder of the run that holds this engine's idle readings}
+
+    @property
+    def seed(self) -> int:
+        """Fresh for every run number, so that no prefix of an earlier run (of whatever fate) is in a cache."""
+        return repeat_seed(self.cell.spec.seed, self.run_number)
+
+
+class FailedRun(Exception):
+    """A run that was recorded as failed. ``engine_died``: the engine must be started again."""
+
+    def __init__(self, reason: str, folder: Path, engine_died: bool) -> None:
+        super().__init__(reason)
+        self.reason, self.folder, self.engine_died = reason, folder, engine_died
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    folder: Path
+    num_requests: int
+    output_tokens_per_s: float | None  # rough, for the display; the analysis computes the real one from the records
+
+
+def base_manifest(context: RunContext) -> dict[str, Any]:
+    """The manifest as it is before the first request."""
+    spec = context.cell.spec
+    origin = "simulated" if spec.engine.kind == "simulated" else "measured"
+    return {
+        "tokenyield_version": __version__,
+        "created_utc": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+        "experiment": context.experiment.name,
+        "cell_id": context.cell.cell_id,
+        "axes": context.cell.axes_dict(),
+        "cell": spec.model_dump(mode="json"),
+        "repeat": context.repeat,
+        "run_number": context.run_number,
+        "seed": context.seed,
+        "origin": origin,
+        "weights": spec.weights,
+        "engine": asdict(context.info),
+        "fingerprint": context.fingerprint,
+        "provenance": context.provenance,
+    }
+
+
+def record_failure(context: RunContext, reason: str, log_tail: str, log: Path) -> Path:
+    """A run folder for a failure before the run began (the engine did not start). Returns the folder."""
+    folder = context.cell_folder / run_folder_name(context.run_number)
+    writer = RunWriter(folder, base_manifest(context))
+    _keep_log(log, folder)
+    writer.finish("failed", error={"reason": reason, "code": "engine-start", "log_tail": log_tail}, duration_s=0.0)
+    return folder
+
+
+def _keep_log(log: Path, folder: Path) -> None:
+    try:
+        if log.is_file() and not (folder / ENGINE_LOG).exists():
+            (folder / ENGINE_LOG).write_bytes(log.read_bytes())
+    except OSError:
+        pass  # the reason and the end of the log are in the manifest
+
+
+def execute(context: RunContext, engine: EngineProcess, report: Callable[[int, float], None]) -> RunResult:
+    """Run once and store it.
+
+    Raises:
+        FailedRun: the run was recorded as failed.
+        StoreError: the disk is full or not writable; nothing more can be recorded.
+    """
+    spec = context.cell.spec
+    base = context.base if isinstance(spec.load, TraceLoad) else None
+    schedule = build_schedule(spec, seed=context.seed, vocab_size=context.vocab_size, base=base)
+    folder = context.cell_folder / run_folder_name(context.run_number)
+    writer = RunWriter(folder, base_manifest(context))
+    engine.log_path = folder / ENGINE_LOG
+    started = time.monotonic()
+    try:
+        return _measure(context, engine, schedule, writer, report, started)
+    except EngineDied as e:
+        error = {"reason": str(e), "code": e.reason, "log_tail": e.log_tail}
+        writer.finish("failed", error=error, duration_s=time.monotonic() - started)
+        raise FailedRun(str(e), folder, engine_died=True) from None
+    except StoreError:
+        _give_up(writer)
+        raise
+    except BenchError as e:
+        error = {"reason": str(e), "code": "bench-error", "log_tail": ""}
+        writer.finish("failed", error=error, duration_s=time.monotonic() - started)
+        raise FailedRun(str(e), folder, engine_died=False) from None
+    except BaseException:
+        # interrupted: what is there is flushed, and the folder says that it is not a whole run
+        _give_up(writer)
+        raise
+
+
+def _give_up(writer: RunWriter) -> None:
+    # on a full disk the folder stays "running" with a dead writer, which reads as interrupted too
+    with contextlib.suppress(BenchError, OSError, ValueError):
+        writer.finish("interrupted")
+
+
+def _measure(
+    context: RunContext,
+    engine: EngineProcess,
+    schedule: Schedule,
+    writer: RunWriter,
+    report: Callable[[int, float], None],
+    started: float,
+) -> RunResult:
+    limits = context.experiment.limits
+    lead_s = IDLE_BASELINE_S if context.first_of_engine and context.info.num_gpus else LEAD_S
+    t0 = time.monotonic() + lead_s
+    writer.update_manifest(
+        t0_monotonic_s=t0,
+        t0_utc=datetime.fromtimestamp(time.time() + lead_s, timezone.utc).isoformat(timespec="microseconds"),
+        schedule={
+            "kind": schedule.kind,
+            "digest": schedule.digest(),
+            "num_requests": len(schedule.requests),
+            "max_in_flight": schedule.max_in_flight,
+        },
+    )
+    tally = _Tally(report)
+    path = writer.folder / TELEMETRY
+    with sampled(context.experiment.telemetry, path, t0, context.info, engine.pids) as telemetry:
+        time.sleep(max(0.0, t0 - time.monotonic()))
+        for record in engine.run(schedule, writer, t0, run_limit_s=limits.run_s, idle_limit_s=limits.idle_s):
+            writer.append_request(record)
+            tally.add(record)
+        ended_s = time.monotonic() - t0
+    duration_s = time.monotonic() - started
+    final = {
+        "telemetry": telemetry.facts(),
+        # before t0 the engine was loaded and idle: the baseline that net energy is counted from
+        "idle_baseline": {"start_s": -lead_s, "end_s": 0.0} if lead_s >= IDLE_BASELINE_S else context.idle_baseline,
+        "duration_s": duration_s,
+        "ended_s": ended_s,
+    }
+    failure = tally.failure(context.cell.spec.stop.max_errors, context.cell.spec.stop.max_error_ratio)
+    if failure:
+        error = {"reason": failure, "code": "requests-failed", "log_tail": ""}
+        writer.finish("failed", error=error, **final)
+        raise FailedRun(failure, writer.folder, engine_died=False)
+    writer.finish("complete", **final)
+    return RunResult(writer.folder, tally.num_measured, tally.overall_rate())
+
+
+class _Tally:
+    """Counts while a run goes on: for the display and for the verdict whether the run is one at all."""
+
+    def __init__(self, report: Callable[[int, float], None]) -> None:
+        self._report = report
+        self._recent: deque[tuple[float, int]] = deque()
+        self._last_report = 0.0
+        self.num_measured = self.num_errors = self.tokens = self.num_seen = 0
+        self.first_s = self.last_s = 0.0
+        self._error: str | None = None
+
+    def add(self, record: RequestRecord) -> None:
+        now = time.monotonic()
+        self.num_seen += 1
+        tokens = record.osl or 0
+        if record.phase == "measured":
+            if record.error is None:
+                start = record.sent_s or 0.0
+                self.first_s = start if self.num_measured == 0 else min(self.first_s, start)
+                self.last_s = max(self.last_s, record.done_s or 0.0)
+                self.num_measured += 1
+                self.tokens += tokens
+            elif record.error != "aborted":
+                self.num_errors += 1
+                self._error = self._error or f"{record.error}: {record.error_detail or 'no detail'}"
+        self._recent.append((now, tokens))
+        while self._recent and self._recent[0][0] < now - RATE_WINDOW_S:
+            self._recent.popleft()
+        if now - self._last_report >= PROGRESS_EVERY_S:
+            self._last_report = now
+            span = max(now - self._recent[0][0], 0.5)
+            self._report(self.num_seen, sum(t for _, t in self._recent) / span)
+
+    def overall_rate(self) -> float | None:
+        span = self.last_s - self.first_s
+        return self.tokens / span if span > 0 else None
+
+    def failure(self, max_errors: int | None, max_error_ratio: float | None) -> str | None:
+        """Why this is no usable run, or None."""
+        total = self.num_measured + self.num_errors
+        if self.num_measured == 0:
+            return f"no request completed ({self.num_errors} failed; first: {self._error or 'none was sent'})"
+        if max_errors is not None and self.num_errors > max_errors:
+            return f"{self.num_errors} of {total} requests failed, {max_errors} are allowed; first: {self._error}"
+        if max_error_ratio is not None and self.num_errors > max_error_ratio * total:
+            return f"{self.num_errors / total:.1%} of requests failed, {max_error_ratio:.1%} are allowed; first: {self._error}"
+        return None
+
+
+__all__ = ["FailedRun", "RunContext", "RunResult", "execute", "record_failure", "utc_now_text"]
