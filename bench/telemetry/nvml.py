@@ -10,9 +10,11 @@ Meaning and units of the fields: NVIDIA, "NVML API Reference Guide" (field value
 
 from __future__ import annotations
 
+import ctypes
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from bench.errors import UnknownName
@@ -77,19 +79,39 @@ Field = tuple[int, int]
 
 
 class _Fields:
-    """A prepared list of fields of one GPU, read with one call."""
+    """A prepared list of fields of one GPU, read with one call into an array that is kept between calls.
 
-    __slots__ = ("_handle", "_nvml", "_struct", "ids")
+    The library's function is called itself: ``pynvml.nvmlDeviceGetFieldValues`` makes and fills a new array each time,
+    which is half of the cost of a tick.
+    """
+
+    __slots__ = ("_array", "_call", "_nvml", "_struct", "ids")
 
     def __init__(self, nvml: Any, handle: Any, ids: Sequence[Field]) -> None:
-        self._nvml, self._handle, self.ids = nvml, handle, tuple(ids)
+        self._nvml, self.ids = nvml, tuple(ids)
         self._struct = struct.Struct("<" + _FIELD_FORMAT * len(self.ids))
+        self._array = (nvml.c_nvmlFieldValue_t * len(self.ids))()
+        for slot, (field_id, scope) in zip(self._array, self.ids, strict=True):
+            slot.fieldId, slot.scopeId = field_id, scope
+        library = ctypes.CDLL("libnvidia-ml.so.1")  # the one that pynvml has loaded
+        self._call = partial(library.nvmlDeviceGetFieldValues, handle, len(self.ids), ctypes.byref(self._array))
 
     def read(self) -> dict[Field, tuple[int, int, int | float, int]]:
-        """Field -> (time stamp in us since 1970, value type, value, return code); value is meaningless on an error code."""
+        """Reads all of them.
+
+        Returns:
+            field -> (time stamp in us since 1970, value type, value, return code);
+            the value is meaningless on an error code.
+
+        Raises:
+            pynvml.NVMLError: the call failed as a whole.
+        """
         if not self.ids:
             return {}
-        parts = self._struct.unpack_from(self._nvml.nvmlDeviceGetFieldValues(self._handle, self.ids))
+        code = self._call()
+        if code != 0:
+            raise self._nvml.NVMLError(code)
+        parts = self._struct.unpack_from(self._array)
         found: dict[Field, tuple[int, int, int | float, int]] = {}
         for at, field in zip(range(0, len(parts), _FIELD_PARTS), self.ids, strict=True):
             kind, code = parts[at + 4], parts[at + 5]
