@@ -98,7 +98,7 @@ def collect(command_line: Sequence[str] | None = None, environment: Mapping[str,
         "command_line": redact_command_line(words, environment),
         "environment": redact_environment(environment, VARIABLES),
         "host": _attempt(_host),
-        "cpu": _attempt(_cpu),
+        "cpu": _attempt(cpu_facts),
         "memory": _attempt(_memory),
         "python": {
             "version": platform.python_version(),
@@ -106,7 +106,7 @@ def collect(command_line: Sequence[str] | None = None, environment: Mapping[str,
             "executable": shorten_home(sys.executable or ""),
         },
         "packages": package_versions(),
-        "torch_cuda": _attempt(_torch_cuda),
+        "torch_cuda": _attempt(torch_cuda_version),
         **gpu_facts(),
     }
 
@@ -165,7 +165,8 @@ def _host() -> dict[str, Any]:
     }
 
 
-def _cpu() -> dict[str, Any]:
+def cpu_facts() -> dict[str, Any]:
+    """Model, counts, limits and the instructions that matter to vLLM's CPU build."""
     text = _read("/proc/cpuinfo") or ""
     fields = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", text, re.MULTILINE))
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
@@ -177,7 +178,7 @@ def _cpu() -> dict[str, Any]:
         "num_cores": psutil.cpu_count(logical=False),
         "num_threads": psutil.cpu_count(logical=True),
         "num_usable": _attempt(lambda: len(os.sched_getaffinity(0))),
-        "cgroup_limit": _attempt(_cgroup_cpus),
+        "cgroup_limit": _attempt(cgroup_cpus),
         "num_numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or None,
         "max_hz": _attempt(lambda: int(_read("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq") or "x") * 1000),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -187,7 +188,7 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def _cgroup_cpus() -> float | None:
+def cgroup_cpus() -> float | None:
     """CPUs that the control group allows; None where it sets no limit."""
     limit, period = (_read("/sys/fs/cgroup/cpu.max") or "max 1").split()
     return None if limit == "max" else int(limit) / int(period)
@@ -206,7 +207,7 @@ def _memory() -> dict[str, Any]:
     }
 
 
-def _torch_cuda() -> str | None:
+def torch_cuda_version() -> str | None:
     """The CUDA version that torch was built for, read from its files: importing torch would take seconds."""
     spec = util.find_spec("torch")
     if spec is None or spec.origin is None:

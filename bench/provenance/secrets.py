@@ -82,7 +82,7 @@ def is_secret_name(name: str) -> bool:
         return True
     if last == "token":
         return before not in _HARMLESS_TOKENS
-    return last == "key" and (before == "" or before in _SECRET_KEYS)
+    return (last == "key" and before == "") or (last in ("key", "keys") and before in _SECRET_KEYS)
 
 
 def redact_text(text: str, known: Iterable[str] = ()) -> str:
