@@ -1,0 +1,454 @@
+"""One sending process: paces its share of the schedule, keeps connections, and leaves raw responses behind.
+
+Nothing is decided here that the schedule does not say: which request is due when was fixed before the clock started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import os
+import ssl
+import struct
+import time
+from array import array
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.load.clocks import DeadlineTimer, paired_reading
+from bench.load.connection import Connection
+from bench.load.control import Control, State, Stop
+from bench.load.spill import SpillWriter
+from bench.load.target import Address, Target
+
+TICK_NS = 50_000_000
+_MAX_HOLD_S = 60.0
+#: A closed loop whose server refuses connections would burn its whole schedule in a moment: its slots wait this long.
+CONNECT_BACKOFF_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Time limits of a request, in seconds. ``first_byte_s`` None: the total limit alone holds until the answer starts
+    (servers may queue for long); it is counted from the sending."""
+
+    connect_s: float = 10.0
+    first_byte_s: float | None = None
+    stall_s: float = 60.0
+    total_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process's part of a schedule. Arrays of equal length, one row a request.
+
+    ``due_ns`` is relative to the start of the main part, -1: due when a slot is free. ``follows`` is the row of the
+    session's next turn, or -1. ``is_root``: not a follow-up turn.
+    """
+
+    positions: np.ndarray
+    due_ns: np.ndarray
+    think_ns: np.ndarray
+    follows: np.ndarray
+    is_root: np.ndarray
+    is_warmup: np.ndarray
+    body_at: np.ndarray  # (n + 1,) offsets into the body file
+
+
+@dataclass(slots=True)
+class Measures:
+    """What the process observed about itself."""
+
+    tick_lag_ns: array[int]
+    read_lag_ns: array[int]
+    offsets: list[tuple[int, int]]
+    num_connections: int = 0
+    num_retries: int = 0
+    num_unsolicited: int = 0
+    num_failed_connects: int = 0
+
+
+class Client:
+    """Sends a share of the schedule. All methods run on one event loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        target: Target,
+        address: Address,
+        share: Share,
+        bodies: memoryview,
+        spill: SpillWriter,
+        control: Control,
+        rank: int,
+        limits: Limits,
+        *,
+        max_in_flight: int | None,
+        in_flight_steps: tuple[tuple[float, int], ...] | None,
+        batch: bool,
+        semaphore_fd: int | None,
+        tls_context: ssl.SSLContext | None,
+        parent_pid: int,
+    ) -> None:
+        self.loop, self.target, self.address, self.tls_context = loop, target, address, tls_context
+        self.parent_pid = parent_pid
+        self.share, self.bodies, self.spill, self.limits = share, bodies, spill, limits
+        self.control, self.words = control, control.workers[rank]
+        self.limit = max_in_flight if semaphore_fd is None else None
+        self.steps, self.batch, self.semaphore_fd = in_flight_steps, batch, semaphore_fd
+        self.positions: list[int] = share.positions.tolist()
+        self.due: list[int] = share.due_ns.tolist()
+        self.body_at: list[int] = share.body_at.tolist()
+        self.head = target.request_head()
+        self.idle: list[Connection] = []
+        self.all: set[Connection] = set()
+        self.waiting: deque[tuple[int, int, int]] = deque()  # (row, due_ns or 0, connections opened for it at)
+        self.num_opening = 0
+        self.queue: list[int] = []
+        self.next = 0
+        self.later: list[tuple[int, int]] = []  # (ready ns, row) of follow-up turns
+        self.start_ns = 0
+        self.in_flight = self.batch_left = self.num_held = 0
+        self.stopping = False
+        self.waits_for_slot = False
+        self.num_followups = int((~share.is_root).sum())
+        self.due_of: dict[int, int] = {}
+        self.retried: set[int] = set()
+        self.first_sent: dict[int, int] = {}
+        self.done = asyncio.Event()
+        self.timer, self.tick_timer = DeadlineTimer(), DeadlineTimer()
+        self.measures = Measures(array("q"), array("q"), [paired_reading()])
+        self.offset_ns = self.measures.offsets[0][1]
+
+    # Phases
+
+    async def connect(self, number: int) -> None:
+        """Open ``number`` connections before the clock starts, as far as the server lets us within the limit."""
+        loop = self.loop
+        loop.add_reader(self.timer.fileno(), self._on_timer)
+        loop.add_reader(self.tick_timer.fileno(), self._on_tick)
+        if self.semaphore_fd is not None:
+            loop.add_reader(self.semaphore_fd, self._on_semaphore)
+            loop.remove_reader(self.semaphore_fd)
+        self._arm_tick(time.monotonic_ns())
+        deadline = time.monotonic() + self.limits.connect_s + 1
+        for start in range(0, number, 128):  # a listen queue holds few; do not overrun it
+            for _ in range(min(128, number - start)):
+                self._open()
+            while self.num_opening and time.monotonic() < deadline:
+                await asyncio.sleep(0.002)
+            if self.measures.num_failed_connects:
+                break
+        self.measures.num_failed_connects = 0
+
+    async def serve(self, rows: np.ndarray, start_ns: int) -> None:
+        """Send the given root rows (in order) and their follow-ups; returns when all are done."""
+        self.queue, self.next, self.start_ns = rows.tolist(), 0, start_ns
+        self.done.clear()
+        self.timer.arm(max(start_ns, 1))
+        if not self.queue:
+            return
+        await self.done.wait()
+
+    def close(self) -> None:
+        for conn in list(self.all):
+            conn.close()
+        for timer in (self.timer, self.tick_timer):
+            self.loop.remove_reader(timer.fileno())
+            timer.close()
+
+    # Pacing
+
+    def pump(self) -> None:
+        """Send whatever is due and allowed, then sleep until the next is."""
+        if self.stopping or not self.start_ns:
+            return
+        while True:
+            now = time.monotonic_ns()
+            if now < self.start_ns:
+                self.timer.arm(self.start_ns)
+                return
+            row, due = self._candidate(now)
+            if row < 0:
+                break
+            if not self._take_slot():
+                return
+            if self.later and row == self.later[0][1]:
+                heapq.heappop(self.later)
+            else:
+                self.next += 1
+            self._launch(row, due)
+        if due:
+            self.timer.arm(due)
+        elif self.next >= len(self.queue) and not self.in_flight and not self.later:
+            self.done.set()
+
+    def _candidate(self, now: int) -> tuple[int, int]:
+        """(row, due) of the request to send now, due 0 meaning "when a slot is free"; or (-1, when to look again)."""
+        row, due = -1, 0
+        if self.next < len(self.queue):
+            row = self.queue[self.next]
+            due = self.due[row]
+            due = 0 if due < 0 else due + self.start_ns
+        if self.later and (row < 0 or due == 0 or self.later[0][0] < due):
+            ready = self.later[0][0]
+            if ready <= now or row < 0 or due > ready:
+                row, due = self.later[0][1], ready
+        if row >= 0 and due > now:
+            return -1, due
+        return row, due
+
+    def _take_slot(self) -> bool:
+        if self.semaphore_fd is not None:
+            try:
+                os.eventfd_read(self.semaphore_fd)
+            except BlockingIOError:
+                if not self.waits_for_slot:
+                    self.waits_for_slot = True
+                    self.loop.add_reader(self.semaphore_fd, self._on_semaphore)
+                return False
+        elif self.batch and self.limit is not None:
+            if self.in_flight == 0:
+                self.batch_left = self.limit
+            if self.batch_left == 0:
+                return False
+            self.batch_left -= 1
+        elif self.limit is not None and self.in_flight >= self.limit:
+            return False
+        self.in_flight += 1
+        return True
+
+    def _on_semaphore(self) -> None:
+        self.waits_for_slot = False
+        assert self.semaphore_fd is not None
+        self.loop.remove_reader(self.semaphore_fd)
+        self.pump()
+
+    def _on_timer(self) -> None:
+        self.timer.acknowledge()
+        self.pump()
+
+    def _launch(self, row: int, due: int) -> None:
+        if due:
+            self.due_of[row] = due
+        while self.idle:
+            conn = self.idle.pop()
+            if not conn.dead:
+                conn.connect_ns = 0
+                self._send(conn, row)
+                return
+        self.waiting.append((row, due, 0))
+        self._open()
+
+    def _send(self, conn: Connection, row: int) -> None:
+        body = self.bodies[self.body_at[row] : self.body_at[row + 1]]
+        head = b"%bContent-Length: %d\r\nX-Request-Id: %d\r\n\r\n" % (self.head, len(body), self.positions[row])
+        conn.send(row, head + body)
+
+    def slot_free(self, hold_s: float) -> None:
+        """A request is over. In a closed loop a 429's Retry-After is honoured: the slot rests that long."""
+        if hold_s > 0 and self.due_is_free and not self.stopping:
+            self.num_held += 1
+            self.loop.call_later(min(hold_s, _MAX_HOLD_S), self._release_held)
+        else:
+            self._release()
+
+    def _release_held(self) -> None:
+        self.num_held -= 1
+        self._release()
+
+    @property
+    def due_is_free(self) -> bool:
+        return self.next < len(self.queue) and self.due[self.queue[self.next]] < 0
+
+    def _release(self) -> None:
+        self.in_flight -= 1
+        if self.semaphore_fd is not None:
+            os.eventfd_write(self.semaphore_fd, 1)
+        while self.waiting and self.idle:
+            self._send_waiting(self.idle.pop(), connected=False)
+        if self.stopping:
+            if self.in_flight <= self.num_held:
+                self.done.set()
+            return
+        self.pump()
+
+    # Connections
+
+    def _open(self) -> None:
+        conn = Connection(self)
+        self.all.add(conn)
+        self.num_opening += 1
+        self.measures.num_connections += 1
+        conn.open(*self.address)
+
+    def opened(self, conn: Connection) -> None:
+        self.num_opening -= 1
+        if self.waiting:
+            self._send_waiting(conn, connected=True)
+        else:
+            self.idle.append(conn)
+
+    def _send_waiting(self, conn: Connection, *, connected: bool) -> None:
+        row, _, _ = self.waiting.popleft()
+        if not connected:
+            conn.connect_ns = 0
+        self._send(conn, row)
+
+    def failed(self, conn: Connection, error: str, detail: str) -> None:
+        """A connection could not be opened: the longest-waiting request has failed."""
+        self.num_opening -= 1
+        self.measures.num_failed_connects += 1
+        if not self.waiting or self.num_opening >= len(self.waiting):
+            return
+        row, _, _ = self.waiting.popleft()
+        conn.item, conn.sent_ns = row, 0
+        conn.connect_ns = time.monotonic_ns() - conn.opened_ns
+        self.record(conn, error, detail, False)
+        self.slot_free(CONNECT_BACKOFF_S if self.due_is_free else 0.0)
+
+    def retry(self, conn: Connection) -> bool:
+        """A kept-alive connection turned out to be closed by the server before it saw the request: once more, on a new
+        one. The request's times go on from the first attempt."""
+        row = conn.item
+        if row in self.retried or self.stopping:
+            return False
+        self.retried.add(row)
+        self.first_sent[row] = conn.sent_ns
+        self.measures.num_retries += 1
+        self.waiting.append((row, 0, 0))
+        self._open()
+        return True
+
+    def unsolicited(self, conn: Connection) -> None:
+        """Bytes on an idle connection: it cannot be trusted any more."""
+        self.measures.num_unsolicited += 1
+        conn.close()
+
+    def closed(self, conn: Connection) -> None:
+        self.all.discard(conn)
+        if conn in self.idle:
+            self.idle.remove(conn)
+
+    # Records
+
+    def record(self, conn: Connection, error: str | None, detail: str, until_close: bool) -> None:
+        """Leave the raw response behind; the next turn of its session becomes due."""
+        now, row = time.monotonic_ns(), conn.item
+        stamps = conn.stamps
+        if stamps and conn.kernel_stamps:
+            seconds, nanos = struct.unpack_from("<qq", stamps, len(stamps) - 16)
+            self.measures.read_lag_ns.append(now - (seconds * 1_000_000_000 + nanos - self.offset_ns))
+        sent = self.first_sent.pop(row, conn.sent_ns)
+        flags = (1 if conn.kernel_stamps else 0) | (2 if until_close else 0) | ((row in self.retried) << 2)
+        self.spill.final(
+            self.positions[row],
+            self.due_of.pop(row, 0),
+            sent,
+            conn.connect_ns,
+            now,
+            error,
+            detail,
+            flags,
+            stamps,
+            conn.ends,
+            conn.buf,
+        )
+        words = self.words
+        words[Control.NUM_DONE] += 1
+        words[Control.NUM_READS] += len(conn.ends)
+        if error is not None or conn.status != 200:
+            words[Control.NUM_ERRORS] += 1
+        follows = int(self.share.follows[row]) if self.num_followups else -1
+        if follows >= 0:
+            ready = now + int(self.share.think_ns[follows])
+            due = self.due[follows]
+            heapq.heappush(self.later, (max(ready, due + self.start_ns if due >= 0 else 0), follows))
+
+    # Watching
+
+    def _arm_tick(self, now: int) -> None:
+        self.next_tick = now + TICK_NS
+        self.tick_timer.arm(self.next_tick)
+
+    def _on_tick(self) -> None:
+        self.tick_timer.acknowledge()
+        now = time.monotonic_ns()
+        self.measures.tick_lag_ns.append(now - self.next_tick)
+        reading = paired_reading()
+        self.measures.offsets.append(reading)
+        self.offset_ns = reading[1]
+        limits = self.limits
+        first, stall, total = limits.first_byte_s or limits.total_s, limits.stall_s, limits.total_s
+        for conn in list(self.all):
+            if conn.item >= 0:
+                conn.check(now, int(first * 1e9), int(stall * 1e9), int(total * 1e9))
+            elif not conn.ready and now - conn.opened_ns > limits.connect_s * 1e9:
+                conn.lost("connect_timeout", f"no connection within {limits.connect_s:g} s")
+        self.words[Control.IN_FLIGHT] = self.in_flight
+        self._step_limit(now)
+        stop = int(self.control.header[Control.STOP])
+        if os.getppid() != self.parent_pid:
+            stop = Stop.ABORT  # the driver is gone
+        if stop:
+            self.stop(now, abort=stop >= Stop.ABORT)
+        self._arm_tick(time.monotonic_ns())
+
+    def _step_limit(self, now: int) -> None:
+        if self.steps and self.semaphore_fd is None and self.start_ns:
+            t = (now - self.start_ns) / 1e9
+            limit = [c for at, c in self.steps if at <= max(t, 0.0)][-1]
+            if limit != self.limit:
+                self.limit = limit
+                self.pump()
+
+    def stop(self, now: int, *, abort: bool) -> None:
+        """Send nothing new. Requests that were due and not sent are recorded as aborted; with ``abort`` those in flight
+        are, too."""
+        if not self.stopping:
+            self.stopping = True
+            for row in self.queue[self.next :]:
+                due = self.due[row]
+                if due < 0 or due + self.start_ns > now:
+                    break
+                self._never_sent(row, due + self.start_ns)
+            while self.waiting:
+                row, due, _ = self.waiting.popleft()
+                self._never_sent(row, due)
+                self._release()
+        if abort:
+            for conn in list(self.all):
+                if conn.item >= 0:
+                    conn.lost("aborted", "in flight when the run ended")
+        if self.in_flight <= self.num_held:
+            self.done.set()
+
+    def _never_sent(self, row: int, due: int) -> None:
+        detail = "due before the run ended, but not sent"
+        self.spill.final(self.positions[row], due, 0, 0, 0, "aborted", detail, 0, bytearray(), array("I"), b"")
+        self.words[Control.NUM_DONE] += 1
+        self.words[Control.NUM_ERRORS] += 1
+
+
+def serve_state(words: Any, state: State) -> None:
+    """Tell the driver how far this worker is."""
+    words[Control.STATE] = int(state)
+
+
+@contextlib.contextmanager
+def frozen_gc() -> Any:
+    """No garbage collection while measuring: what exists now is not looked at, what is made then is not searched."""
+    import gc
+
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

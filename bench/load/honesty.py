@@ -1,0 +1,157 @@
+"""What the load generator says of itself with every result, and whether it was the limit.
+
+``client_limited`` is a verdict with reasons: a number measured by a client that could not keep up describes the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.records import RequestRecord, Schedule
+
+#: Above these the client is called the limit. CPU: of one core, per process. Lags: p99. Capacity: share of the measured.
+CPU_SHARE_LIMIT, LATENESS_LIMIT_S, LOOP_LAG_LIMIT_S, CAPACITY_SHARE_LIMIT = 0.85, 1e-3, 10e-3, 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """p50, p99 and maximum of a set of times in seconds; None where there were none."""
+
+    p50_s: float | None
+    p99_s: float | None
+    max_s: float | None
+    num: int
+
+    @classmethod
+    def of(cls, values_s: Sequence[float] | np.ndarray) -> Quantiles:
+        if len(values_s) == 0:
+            return cls(None, None, None, 0)
+        p50, p99 = np.percentile(values_s, [50, 99])
+        return cls(float(p50), float(p99), float(np.max(values_s)), len(values_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Honesty:
+    """The block that goes into every manifest under ``load_generator``.
+
+    Args:
+        send_lateness: sent - due, of requests with a due time. With a concurrency cap, queueing is part of it.
+        loop_lag: lateness of a timer of the event loop, 20 times a second.
+        read_lag: from the kernel's receive stamp to the moment when this process handled the bytes (once a request).
+        cpu_share: CPU time / wall time of each process while the main part ran, sending and stamping only.
+        chunks_per_read: SSE events with tokens for each read that brought any.
+        stamps: "kernel", "user" or "mixed": where receive times come from.
+        capacity_chunks_per_s: what one process of this client was measured to take on this machine.
+        checked_tokens_ratio: share of the good requests whose count was compared with the server's ``usage``.
+    """
+
+    client_limited: bool
+    reasons: tuple[str, ...]
+    send_lateness: Quantiles
+    loop_lag: Quantiles
+    read_lag: Quantiles
+    cpu_share: tuple[float, ...]
+    cpu_us_per_chunk: float | None
+    chunks_per_read: float | None
+    stamps: str
+    num_processes: int
+    event_loop: str
+    num_connections: int
+    num_stale_retries: int
+    num_unsolicited: int
+    clock_steps_s: tuple[float, ...]
+    clock_spread_s: float
+    checked_tokens_ratio: float | None
+    num_isl_differs: int
+    chunks_per_s: float | None
+    capacity_chunks_per_s: float | None = None
+    capacity_source: str | None = None
+    errors: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def assess(
+    schedule: Schedule,
+    facts: Sequence[dict[str, Any]],
+    records: Iterable[RequestRecord],
+    *,
+    capacity_chunks_per_s: float | None = None,
+    capacity_source: str | None = None,
+) -> Honesty:
+    """The honesty block from the workers' own measurements and the records."""
+    main = [r for r in records if r.phase != "warmup"]
+    late = np.asarray([r.sent_s - r.due_s for r in main if r.sent_s is not None and r.due_s is not None])
+    tick = np.concatenate([np.asarray(f["tick_lag_ns"], dtype=float) for f in facts]) / 1e9
+    read = np.concatenate([np.asarray(f["read_lag_ns"], dtype=float) for f in facts]) / 1e9
+    cpu = tuple(round(f["cpu_s"] / f["wall_s"], 4) for f in facts)
+    events = sum(f["num_events"] for f in facts)
+    reads = sum(f["num_reads_with_tokens"] for f in facts)
+    wall = max((f["wall_s"] for f in facts), default=0.0)
+    rate = events / wall if wall > 0 and events else None
+    kernel, stamped = sum(f["num_kernel_stamped"] for f in facts), sum(f["num_stamped"] for f in facts)
+    good = [r for r in main if r.error is None]
+    errors: dict[str, int] = {}
+    for r in main:
+        if r.error is not None:
+            errors[r.error] = errors.get(r.error, 0) + 1
+    lateness, loop_lag = Quantiles.of(late), Quantiles.of(tick)
+    reasons = _reasons(schedule, cpu, lateness, loop_lag, rate, len(facts), capacity_chunks_per_s)
+    return Honesty(
+        client_limited=bool(reasons),
+        reasons=tuple(reasons),
+        send_lateness=lateness,
+        loop_lag=loop_lag,
+        read_lag=Quantiles.of(read),
+        cpu_share=cpu,
+        cpu_us_per_chunk=sum(f["cpu_s"] for f in facts) / events * 1e6 if events else None,
+        chunks_per_read=events / reads if reads else None,
+        stamps="kernel" if kernel == stamped and stamped else "mixed" if kernel else "user",
+        num_processes=len(facts),
+        event_loop=str(facts[0]["event_loop"]) if facts else "",
+        num_connections=sum(f["num_connections"] for f in facts),
+        num_stale_retries=sum(f["num_retries"] for f in facts),
+        num_unsolicited=sum(f["num_unsolicited"] for f in facts),
+        clock_steps_s=tuple(s / 1e9 for f in facts for s in f["clock_steps_ns"]),
+        clock_spread_s=max((f["clock_spread_ns"] for f in facts), default=0) / 1e9,
+        checked_tokens_ratio=sum(r.token_source == "usage" for r in good) / len(good) if good else None,
+        num_isl_differs=sum(f["num_isl_differs"] for f in facts),
+        chunks_per_s=rate,
+        capacity_chunks_per_s=capacity_chunks_per_s,
+        capacity_source=capacity_source,
+        errors=errors,
+    )
+
+
+def _reasons(
+    schedule: Schedule,
+    cpu: Sequence[float],
+    lateness: Quantiles,
+    loop_lag: Quantiles,
+    rate: float | None,
+    num_processes: int,
+    capacity: float | None,
+) -> list[str]:
+    out = []
+    if cpu and max(cpu) > CPU_SHARE_LIMIT:
+        out.append(f"a sending process used {max(cpu):.0%} of a core (limit {CPU_SHARE_LIMIT:.0%})")
+    open_without_cap = schedule.kind in ("open_loop", "trace") and schedule.max_in_flight is None
+    if open_without_cap and lateness.p99_s is not None and lateness.p99_s > LATENESS_LIMIT_S:
+        out.append(
+            f"requests were sent late by {lateness.p99_s * 1e3:.2f} ms at p99 (limit {LATENESS_LIMIT_S * 1e3:g} ms)"
+        )
+    if loop_lag.p99_s is not None and loop_lag.p99_s > LOOP_LAG_LIMIT_S:
+        out.append(
+            f"the event loop was late by {loop_lag.p99_s * 1e3:.1f} ms at p99 (limit {LOOP_LAG_LIMIT_S * 1e3:g} ms)"
+        )
+    if capacity is not None and rate is not None and rate > CAPACITY_SHARE_LIMIT * capacity * num_processes:
+        out.append(
+            f"{rate:,.0f} chunks/s are more than {CAPACITY_SHARE_LIMIT:.0%} of the measured capacity "
+            f"({capacity:,.0f} chunks/s in each of {num_processes} processes)"
+        )
+    return out

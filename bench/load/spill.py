@@ -1,0 +1,162 @@
+"""Raw responses on disk: what the hot path leaves behind, and what is parsed after the window.
+
+Memory holds only responses in flight. A finished one goes to a file as a fixed header, the stamps of its reads (16 bytes
+each), the offsets at which its reads ended (4 bytes each) and its bytes. Very long responses are written in several
+parts. Files are private to the user and deleted with the run's scratch folder.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.records import ERROR_CLASSES
+
+_HEAD = struct.Struct("<12q")
+_FLUSH_BYTES = 1 << 18
+PART, FINAL = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One request as the hot path saw it; times in CLOCK_MONOTONIC ns, 0 where there is none."""
+
+    position: int  # in the schedule
+    due_ns: int
+    sent_ns: int
+    connect_ns: int  # length of the connection set-up that it waited for
+    end_ns: int  # when the process saw the end (user space)
+    error: str | None
+    detail: str
+    kernel_stamps: bool
+    num_retries: int
+    until_close: bool
+    stamps_realtime: np.ndarray  # (num_reads, 2) int64: seconds, nanoseconds of CLOCK_REALTIME
+    read_ends: np.ndarray  # (num_reads,) offsets into data
+    data: bytes
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes of each read."""
+        start = 0
+        for end in self.read_ends.tolist():
+            yield self.data[start:end]
+            start = end
+
+
+class SpillWriter:
+    """Appends outcomes; writes in blocks large enough to be cheap and small enough not to hold the loop up."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._buffer = bytearray()
+        self.failed: str | None = None
+
+    def part(self, position: int, stamps: bytearray, ends: array[int], data: bytes | bytearray) -> None:
+        """A part of a response that goes on."""
+        self._write(
+            _HEAD.pack(PART, position, 0, 0, 0, 0, -1, 0, 0, len(stamps), len(ends), len(data)), b"", stamps, ends, data
+        )
+
+    def final(
+        self,
+        position: int,
+        due_ns: int,
+        sent_ns: int,
+        connect_ns: int,
+        end_ns: int,
+        error: str | None,
+        detail: str,
+        flags: int,
+        stamps: bytearray,
+        ends: array[int],
+        data: bytes | bytearray,
+    ) -> None:
+        """The end of a response. ``flags``: bit 0 kernel stamps, bit 1 until close, the rest the number of retries."""
+        code = -1 if error is None else ERROR_CLASSES.index(error)
+        text = detail.encode("utf-8", "replace")[:1000]
+        head = _HEAD.pack(
+            FINAL,
+            position,
+            due_ns,
+            sent_ns,
+            connect_ns,
+            end_ns,
+            code,
+            flags,
+            len(text),
+            len(stamps),
+            len(ends),
+            len(data),
+        )
+        self._write(head, text, stamps, ends, data)
+
+    def _write(self, head: bytes, text: bytes, stamps: bytearray, ends: array[int], data: bytes | bytearray) -> None:
+        buffer = self._buffer
+        buffer += head
+        buffer += text
+        buffer += stamps
+        buffer += ends.tobytes()
+        buffer += data
+        if len(buffer) > _FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        view = memoryview(self._buffer)
+        try:
+            while view and self.failed is None:
+                view = view[os.write(self._fd, view) :]
+        except OSError as e:
+            self.failed = e.strerror or str(e)
+        view.release()
+        self._buffer = bytearray()
+
+    def close(self) -> None:
+        self.flush()
+        os.close(self._fd)
+
+
+def read_spill(path: Path) -> Iterator[Outcome]:
+    """Outcomes in the order of their ends. Parts of one response are joined."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        at, parts = 0, {}  # type: ignore[var-annotated]
+        while at + _HEAD.size <= len(m):
+            kind, position, due, sent, connect, end, code, flags, num_text, num_stamps, num_ends, num = (
+                _HEAD.unpack_from(m, at)
+            )
+            at += _HEAD.size
+            text = m[at : at + num_text]
+            stamps = m[at + num_text : at + num_text + num_stamps]
+            at += num_text + num_stamps
+            ends = np.frombuffer(m[at : at + 4 * num_ends], dtype=np.uint32).astype(np.int64)
+            at += 4 * num_ends
+            data = m[at : at + num]
+            at += num
+            if kind == PART:
+                parts.setdefault(position, []).append((stamps, ends, data))
+                continue
+            for old_stamps, old_ends, old_data in reversed(parts.pop(position, [])):
+                stamps, ends, data = old_stamps + stamps, np.append(old_ends, ends + len(old_data)), old_data + data
+            yield Outcome(
+                position,
+                due,
+                sent,
+                connect,
+                end,
+                None if code < 0 else ERROR_CLASSES[code],
+                text.decode("utf-8", "replace"),
+                bool(flags & 1),
+                flags >> 2,
+                bool(flags & 2),
+                np.frombuffer(stamps, dtype="<i8").reshape(-1, 2),
+                ends,
+                data,
+            )
