@@ -34,6 +34,14 @@ from bench.records import Warning_
 STALE_DAYS = 180
 
 Per = Literal["gpu_hour", "gpu", "million_tokens", "month", "kwh", "once"]
+_PER_TEXT: dict[str, str] = {
+    "gpu_hour": "GPU-h",
+    "gpu": "GPU",
+    "million_tokens": "M tokens",
+    "month": "month",
+    "kwh": "kWh",
+    "once": "",
+}
 Commitment = Literal["on_demand", "reserved_1y", "reserved_3y", "spot", "dedicated_endpoint"]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -67,9 +75,11 @@ class Price:
 
     @property
     def text(self) -> str:
-        """``$2.50/gpu_hour``; other currencies by their code."""
+        """``$2.50/GPU-h``; other currencies by their code."""
         sign = "$" if self.currency == "USD" else f"{self.currency} "
-        return f"{sign}{self.amount:,.4g}/{self.per.replace('_', ' ')}"
+        digits = next((d for d in (2, 3) if round(self.amount, d) == self.amount), 2 if self.amount >= 1 else 4)
+        unit = _PER_TEXT[self.per]
+        return f"{sign}{self.amount:,.{digits}f}" + (f"/{unit}" if unit else "")
 
 
 # --- YAML side -------------------------------------------------------------------------------------------------------
@@ -81,6 +91,7 @@ class _Row(BaseModel):
     source: Annotated[str, Field(min_length=3)]
     as_of: datetime.date
     note: str | None = None
+    example: bool = False  # a round figure for a worked example, left out of ranges over offers
 
 
 class _GpuRow(_Row):
@@ -149,6 +160,7 @@ class _Sourced:
     as_of: datetime.date
     note: str | None
     path: str
+    example: bool
 
     def age_days(self, today: datetime.date | None = None) -> int:
         """Whole days since the price held."""
@@ -216,9 +228,8 @@ class ApiPrice(_Sourced):
         )
         total = (input_tokens - cached_input_tokens) * self.input_per_million + cached_input_tokens * cached_price
         total = (total + output_tokens * self.output_per_million) / 1e6
-        return Price(
-            total * (1 - (self.batch_discount_ratio or 0.0) if batch else total and 1.0), self.currency, "once"
-        )
+        discount = self.batch_discount_ratio if batch and self.batch_discount_ratio is not None else 0.0
+        return Price(total * (1 - discount), self.currency, "once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,13 +253,17 @@ class PriceBook:
     def gpu_offers(
         self, gpu: str, commitment: Commitment | None = None, provider: str | None = None, currency: str | None = None
     ) -> list[GpuPrice]:
-        """The newest price of each offer for ``gpu``, cheapest first."""
+        """The newest price of each offer for ``gpu``, cheapest first; example rows only when their provider is named."""
         wanted, who = normalised(gpu), normalised(provider or "")
         newest: dict[tuple[str, str, str], GpuPrice] = {}
         for p in sorted(self.gpu_hours, key=lambda p: p.as_of):
             if normalised(p.gpu) != wanted or (commitment and p.commitment != commitment):
                 continue
-            if (who and not normalised(p.provider).startswith(who)) or (currency and p.currency != currency):
+            if (
+                (p.example and not who)
+                or (who and not normalised(p.provider).startswith(who))
+                or (currency and p.currency != currency)
+            ):
                 continue
             newest[(p.provider, p.commitment, p.terms or "")] = p
         return sorted(newest.values(), key=lambda p: (p.currency, p.per_gpu_hour))
@@ -358,7 +373,7 @@ def _slug(*parts: str | None) -> str:
 def _gpu(r: _GpuRow, currency: str, path: str) -> GpuPrice:
     name = r.id or _slug(r.provider, r.gpu, r.commitment.replace("_", "-"), r.terms)
     return GpuPrice(
-        name, currency, r.source, r.as_of, r.note, path, r.provider, r.gpu, r.commitment, r.per_gpu_hour, r.per_gpu_hour_high,
+        name, currency, r.source, r.as_of, r.note, path, r.example, r.provider, r.gpu, r.commitment, r.per_gpu_hour, r.per_gpu_hour_high,
         r.terms, r.min_gpus,
     )  # fmt: skip
 
@@ -366,7 +381,7 @@ def _gpu(r: _GpuRow, currency: str, path: str) -> GpuPrice:
 def _owned(r: _OwnedRow, currency: str, path: str) -> OwnedPrice:
     name = r.id or _slug(r.label, r.gpu)
     return OwnedPrice(
-        name, currency, r.source, r.as_of, r.note, path, r.label, r.gpu, r.per_gpu_hour, r.capex_per_gpu, r.lifetime_years,
+        name, currency, r.source, r.as_of, r.note, path, r.example, r.label, r.gpu, r.per_gpu_hour, r.capex_per_gpu, r.lifetime_years,
         r.power_w_per_gpu,
     )  # fmt: skip
 
@@ -374,6 +389,6 @@ def _owned(r: _OwnedRow, currency: str, path: str) -> OwnedPrice:
 def _api(r: _ApiRow, currency: str, path: str) -> ApiPrice:
     name = r.id or f"{_slug(r.provider)}/{_slug(r.model)}"
     return ApiPrice(
-        name, currency, r.source, r.as_of, r.note, path, r.provider, r.model, r.input_per_million, r.cached_input_per_million,
+        name, currency, r.source, r.as_of, r.note, path, r.example, r.provider, r.model, r.input_per_million, r.cached_input_per_million,
         r.output_per_million, r.batch_discount_ratio, r.tokens_per_s_per_user, r.terms,
     )  # fmt: skip
