@@ -309,41 +309,33 @@ def run_work(
 def load_kernel_ceilings(path: str | Path, hardware: Hardware | None = None) -> Ceilings:
     """Best rates measured by ``bench kernels``; what was not measured comes from ``hardware`` where it is given.
 
-    ``path`` is a results file or a folder with one. See :func:`_kernel_rows` for the format.
+    ``path`` is a run folder under ``results/kernels/`` or its ``summary.json`` (``peaks.measured``, each value an
+    Estimate). Raises BadInput for anything else, and when neither source has a memory rate and one FLOP/s rate.
     """
-    rows, where = _kernel_rows(Path(path))
-    flops: dict[str, float] = {}
-    memory = link = 0.0
-    for row in rows:
-        group, dtype = str(row.get("group", "")), str(row.get("dtype", ""))
-        rate_f, rate_b = float(row.get("flops_per_s") or 0), float(row.get("bytes_per_s") or 0)
-        if group == "gemm" and dtype:
-            flops[dtype] = max(flops.get(dtype, 0.0), rate_f)
-        elif group == "memory":
-            memory = max(memory, rate_b)
-        elif group == "collectives":
-            link = max(link, rate_b)
-    measured = {*flops, *(["memory"] if memory else []), *(["link"] if link else [])}
-    base = Ceilings.from_hardware(hardware) if hardware is not None and hardware.peak_flops else None
-    if (not memory and base is None) or (not flops and base is None):
-        raise BadInput("has neither memory nor gemm rates", where=where, next_step="run `bench kernels` again")
-    return Ceilings(
-        name=hardware.name if hardware is not None else where,
-        flops={**(base.flops if base else {}), **flops},
-        memory_bytes_per_s=memory or (base.memory_bytes_per_s if base else 0.0),
-        link_bytes_per_s=link or (base.link_bytes_per_s if base else 0.0),
-        source=f"measured kernels ({where})",
-        measured=frozenset(measured),
-    )
-
-
-def _kernel_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
-    file = path / "kernels.json" if path.is_dir() else path
+    file = Path(path)
+    file = file / "summary.json" if file.is_dir() else file
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise BadInput(f"cannot be read: {e}", where=str(file), next_step="run `bench kernels` first") from None
-    rows = data.get("cases") if isinstance(data, dict) else data
-    if not isinstance(rows, list):
+    if not isinstance(data, dict) or data.get("kind") != "kernels":
         raise BadInput("is not a result of `bench kernels`", where=str(file))
-    return [r for r in rows if isinstance(r, dict)], str(file)
+    peaks = data.get("peaks", {}).get("measured", {})
+
+    def rate(value: Any) -> float:
+        return float(value["value"] if isinstance(value, dict) else value or 0.0)
+
+    flops = {dtype: rate(value) for dtype, value in (peaks.get("flops_per_s") or {}).items() if rate(value) > 0}
+    memory, link = rate(peaks.get("bandwidth_bytes_per_s")), rate(peaks.get("link_bytes_per_s"))
+    base = Ceilings.from_hardware(hardware) if hardware is not None and hardware.peak_flops else None
+    if base is None and not (memory and flops):
+        raise BadInput("has no memory and no gemm rates", where=str(file), next_step="run `bench kernels` again")
+    device = data.get("device") or {}
+    return Ceilings(
+        name=hardware.name if base is not None and hardware is not None else str(device.get("name") or "this machine"),
+        flops={**(base.flops if base else {}), **flops},
+        memory_bytes_per_s=memory or (base.memory_bytes_per_s if base else 0.0),
+        link_bytes_per_s=link or (base.link_bytes_per_s if base else 0.0),
+        source="measured kernels" + (", data sheet for the rest" if base is not None else ""),
+        measured=frozenset({*flops, *(["memory"] if memory else []), *(["link"] if link else [])}),
+    )

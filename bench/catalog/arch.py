@@ -290,6 +290,15 @@ class ModelArch:
             return DTYPE_BYTES[self.dtype]
         return quant.bytes_per_weight
 
+    def expert_padding_ratio(self, quant: QuantFormat, tp: int = 1, ep: int = 1) -> float:
+        """How much larger the experts are in memory than their weights, from alignment of both dimensions."""
+        if quant.expert_alignment is None or self.moe is None:
+            return 1.0
+        hidden_step, width_step = quant.expert_alignment
+        width = self.moe.intermediate_size / (1 if ep > 1 else tp)
+        padded = math.ceil(self.hidden_size / hidden_step) * hidden_step * math.ceil(width / width_step) * width_step
+        return padded / (self.hidden_size * width)
+
     def layer_bytes(self, kind: LayerKind, quant: QuantFormat, tp: int = 1, ep: int = 1) -> float:
         """Weight bytes of one layer on one rank."""
         p, small_bytes = self.layer_params(kind), DTYPE_BYTES[self.dtype]
@@ -299,7 +308,8 @@ class ModelArch:
             kv_columns = 2 * self.kv_heads_per_rank(tp) * self.head_dim
             qkv = self.hidden_size * (self.num_heads // tp * self.head_dim + kv_columns)
         divided = (qkv + p.qkv_replicated + (p.attention_out + p.mlp) / tp) * linear
-        return divided + p.experts / (ep if ep > 1 else tp) * expert + (p.router + p.small) * small_bytes
+        experts = p.experts / (ep if ep > 1 else tp) * expert * self.expert_padding_ratio(quant, tp, ep)
+        return divided + experts + (p.router + p.small) * small_bytes
 
     def vocab_rows(self, tp: int = 1) -> int:
         """Rows of the embedding table and head on one rank, padded as vLLM pads them."""

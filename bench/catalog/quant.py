@@ -44,6 +44,7 @@ class QuantFormat:
         bytes_per_weight: of a quantised matrix, with its scales and zero points spread over the weights.
         experts_only: attention and dense matrices stay in 16 bits (gpt-oss's MXFP4) when the model has experts.
         compute_dtype: key of ``Hardware.peak_flops`` that the product runs at where the device has it, else 16 bits.
+        expert_alignment: (hidden, expert width on a rank) are padded up to multiples of these in memory.
         activation_bytes: bytes of an activation element as the product reads it.
         description: where the figure comes from.
     """
@@ -53,6 +54,7 @@ class QuantFormat:
     compute_dtype: str
     activation_bytes: float
     experts_only: bool = False
+    expert_alignment: tuple[int, int] | None = None
     description: str = ""
 
 
@@ -71,7 +73,13 @@ _FORMATS = {
     "int4": QuantFormat("int4", _INT4_BYTES, "bf16", 2.0, description="W4A16, groups of 128 (AWQ, GPTQ)"),
     # OCP Microscaling v1.0: 4-bit floats with one 8-bit scale for 32 of them; multiplied in 16 bits by vLLM's kernels.
     "mxfp4": QuantFormat(
-        "mxfp4", 0.5 + 1 / 32, "bf16", 2.0, experts_only=True, description="4-bit float, scale per 32"
+        "mxfp4",
+        0.5 + 1 / 32,
+        "bf16",
+        2.0,
+        experts_only=True,
+        expert_alignment=(256, 128),
+        description="4-bit float, scale per 32",
     ),
     "nvfp4": QuantFormat("nvfp4", 0.5 + 1 / 16, "fp4", 0.5, description="4-bit float, fp8 scale per 16 (Blackwell)"),
 }

@@ -388,7 +388,7 @@ class _Builder:
                 dtype=dtype,
                 flops={"tokens": 2.0 * share * n * k},
                 bytes={"tokens": share * (k * act_in + n * self.act)},
-                expert_bytes=n * k * weight,
+                expert_bytes=n * k * weight * m.expert_padding_ratio(self.quant, self.tp, self.ep),
                 n=n,
                 k=k,
                 m="tokens",
