@@ -315,10 +315,11 @@ def in_slices(
     work: Awaitable[StopState],
     records: list[RequestRecord],
     cancelled: Callable[[], bool],
+    between: Callable[[], None] = lambda: None,
 ) -> Iterator[RequestRecord]:
     """Run ``work`` on ``loop``, pausing every 0.1 s (for microseconds) to hand over the ``records`` it appended.
 
-    Broken off when ``cancelled`` or when the iterator is closed; raises what ``work`` raised.
+    ``between`` is called at every pause. Broken off when ``cancelled`` or when the iterator is closed; raises what ``work`` raised.
     """
     task = asyncio.ensure_future(work, loop=loop)
     try:
@@ -326,6 +327,7 @@ def in_slices(
             loop.run_until_complete(asyncio.wait({task}, timeout=_SLICE_S))
             if cancelled() and not task.done():
                 break
+            between()
             taken, records[:] = list(records), []
             yield from taken
     finally:
