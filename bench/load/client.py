@@ -107,7 +107,7 @@ class Client:
         self.idle: list[Connection] = []
         self.all: set[Connection] = set()
         self.waiting: deque[tuple[int, int, int]] = deque()  # (row, due_ns or 0, connections opened for it at)
-        self.num_opening = 0
+        self.num_opening = self.num_reads_done = 0
         self.queue: list[int] = []
         self.next = 0
         self.later: list[tuple[int, int]] = []  # (ready ns, row) of follow-up turns
@@ -360,7 +360,7 @@ class Client:
         )
         words = self.words
         words[Control.NUM_DONE] += 1
-        words[Control.NUM_READS] += len(conn.ends)
+        self.num_reads_done += len(conn.ends)
         if error is not None or conn.status != 200:
             words[Control.NUM_ERRORS] += 1
         follows = int(self.share.follows[row]) if self.num_followups else -1
@@ -384,12 +384,15 @@ class Client:
         self.offset_ns = reading[1]
         limits = self.limits
         first, stall, total = limits.first_byte_s or limits.total_s, limits.stall_s, limits.total_s
+        live_reads = self.num_reads_done
         for conn in list(self.all):
             if conn.item >= 0:
+                live_reads += len(conn.ends)
                 conn.check(now, int(first * 1e9), int(stall * 1e9), int(total * 1e9))
             elif not conn.ready and now - conn.opened_ns > limits.connect_s * 1e9:
                 conn.lost("connect_timeout", f"no connection within {limits.connect_s:g} s")
         self.words[Control.IN_FLIGHT] = self.in_flight
+        self.words[Control.NUM_READS] = live_reads
         self._step_limit(now)
         stop = int(self.control.header[Control.STOP])
         if os.getppid() != self.parent_pid:

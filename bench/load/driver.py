@@ -46,7 +46,8 @@ class LoadOptions:
         num_processes: None: one, and more only where one would not do and cores are free.
         cpus: pin process k to ``cpus[k % len]``, to keep the client off the engine's cores.
         exact_osl: an output length other than the requested one is an error (servers that honour ``ignore_eos``).
-        drain_s: after the stop rule has ended the run, how long requests in flight may take before they are aborted.
+        drain_s: once enough was measured (minima reached, stopped on request, too many errors), how long requests in flight
+            may take before they are aborted. At a maximum duration they are aborted at once.
         preconnect: connections opened before the clock starts, at most.
         capacity_chunks_per_s: this client's measured capacity on this machine, for the verdict.
         keep_raw: leave the scratch folder (raw responses) and report where it is.
@@ -193,6 +194,7 @@ class Driver:
         self.num_total = 0
         self.step_limit = schedule.max_in_flight
         self.stop_reason = "the schedule was served"
+        self.past_maximum = False
 
     def run(self) -> LoadResult:
         raise_file_limit()
@@ -299,7 +301,7 @@ class Driver:
                 if stage == "connect":
                     raise BenchError("the sending processes did not get ready in time", where=self.target.url)
                 control.header[Control.STOP] = max(int(control.header[Control.STOP]), int(Stop.NO_MORE))
-                abort_at = time.monotonic() + self.options.drain_s
+                abort_at = time.monotonic() + (0.0 if self.past_maximum else self.options.drain_s)
                 stage = "drain"
             if abort_at is not None and time.monotonic() > abort_at:
                 control.header[Control.STOP] = int(Stop.ABORT)
@@ -337,6 +339,7 @@ class Driver:
         done = self.control.total(Control.NUM_DONE) - self.num_warmup
         errors = self.control.total(Control.NUM_ERRORS)
         if rule.max_duration_s is not None and elapsed >= rule.max_duration_s:
+            self.past_maximum = True
             return f"the maximum duration of {rule.max_duration_s:g} s was reached"
         if rule.max_errors is not None and errors > rule.max_errors:
             return f"{errors} errors are more than the {rule.max_errors} allowed"
