@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import GpuSample
-from bench.telemetry.source import CPU_DEVICE, Counter, Rates, Tick
+from bench.telemetry.source import CPU_DEVICE, Counter, Every, Rates, Tick
 from bench.units import KIB, MICRO, MILLI
 
 POWERCAP = Path("/sys/class/powercap")
@@ -112,7 +112,7 @@ class HostSource:
         proc: Path = PROC,
         cpu_folder: Path = CPU_FOLDER,
     ) -> None:
-        self._rates = rates
+        self._slow_due, self._middle_due = Every(rates.slow_every), Every(rates.middle_every)
         self._stat = _open(proc / "stat")
         self._meminfo = _open(proc / "meminfo")
         domains = rapl_domains(powercap)
@@ -127,11 +127,10 @@ class HostSource:
     def read(self, tick: Tick) -> list[GpuSample]:
         now = time.monotonic()
         values: dict[str, Any] = {"t_s": now - tick.t0_monotonic_s, "device": CPU_DEVICE}
-        slow = tick.index % self._rates.slow_every == 0
-        middle = slow or tick.index % self._rates.middle_every == 0
+        slow, middle = self._slow_due.due(tick.index), self._middle_due.due(tick.index)
         if self._rapl:
             self._read_energy(values, now, tick)
-        elif not middle:
+        elif not (middle or slow):
             return []
         if middle:
             self._read_utilisation(values)

@@ -30,7 +30,7 @@ from bench.telemetry.driver import (
     used_memory_bytes,
 )
 from bench.telemetry.gpus import Ownership, processes_on
-from bench.telemetry.source import Counter, Rates, Tick
+from bench.telemetry.source import Counter, Every, Rates, Tick
 from bench.units import KIB, MIB, MICRO, MILLI, NANO
 
 # Field ids of nvmlDeviceGetFieldValues. All counters are of the whole device; scope 0 is the GPU.
@@ -179,8 +179,9 @@ class _Rate:
 class _Gpu:
     """Everything that is kept of one GPU between ticks."""
 
-    def __init__(self, nvml: Any, uuid: str, phase: int) -> None:
-        self.nvml, self.uuid, self.phase = nvml, uuid, phase
+    def __init__(self, nvml: Any, uuid: str, rates: Rates, phase: int) -> None:
+        self.nvml, self.uuid = nvml, uuid
+        self.slow_due, self.middle_due = Every(rates.slow_every, phase), Every(rates.middle_every, phase)
         self.handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         self.index: int | None = ask(nvml.nvmlDeviceGetIndex, self.handle)
         self.lost = False
@@ -205,7 +206,9 @@ class _Gpu:
         try:
             found = _Fields(self.nvml, self.handle, wanted).read()
         except self.nvml.NVMLError as exc:
-            if exc.value in LOST_CODES or len(wanted) < 2:
+            if exc.value not in NEVER_CODES:
+                return wanted  # a passing error says nothing about what is supported
+            if len(wanted) == 1:
                 return []
             return [f for one in wanted for f in self._supported([one])]  # an old driver refuses the whole list
         return [f for f in wanted if found[f][3] not in NEVER_CODES]
@@ -279,12 +282,11 @@ class NvmlSource:
         self.devices = tuple(devices)
         self._session = nvml_session()
         self._nvml = self._session.__enter__()
-        self._rates = rates
         self._ownership = Ownership(own_pids)
         self._gpus: list[_Gpu] = []
         for position, uuid in enumerate(self.devices):
             try:
-                self._gpus.append(_Gpu(self._nvml, uuid, position))
+                self._gpus.append(_Gpu(self._nvml, uuid, rates, position))
             except self._nvml.NVMLError as exc:
                 known = ", ".join(all_uuids(self._nvml)) or "none"
                 self.close()
@@ -296,9 +298,7 @@ class NvmlSource:
         rows = []
         for gpu in self._gpus:
             # The groups of different GPUs fall on different ticks, so that no tick has to do all of the work.
-            first = tick.index == 0
-            slow = first or (tick.index + gpu.phase) % self._rates.slow_every == 0
-            middle = first or slow or (tick.index + gpu.phase) % self._rates.middle_every == 0
+            slow, middle = gpu.slow_due.due(tick.index), gpu.middle_due.due(tick.index)
             if gpu.lost and not slow:
                 continue  # a lost GPU is asked once a second whether it came back
             values: dict[str, Any] = {"t_s": 0.0, "device": gpu.uuid, "index": gpu.index}
@@ -332,7 +332,7 @@ class NvmlSource:
             if code != 0:
                 if code in LOST_CODES:
                     raise GpuLost
-                gpu.num_read_errors += 1
+                gpu.num_read_errors += code not in NEVER_CODES
             elif field_id == POWER_INSTANT_MW:
                 values["power_w"] = value * MILLI
             elif field_id == POWER_AVERAGE_MW:

@@ -62,6 +62,24 @@ class Tick:
     wall_minus_monotonic_s: float
 
 
+class Every:
+    """Says on which ticks a slower group is due: each ``period`` ticks, the first time at once.
+
+    After missed ticks the group is due at the next one that comes, not at the next multiple.
+    """
+
+    __slots__ = ("_next", "_period", "_phase")
+
+    def __init__(self, period: int, phase: int = 0) -> None:
+        self._period, self._phase, self._next = period, phase % period, 0
+
+    def due(self, index: int) -> bool:
+        if index < self._next:
+            return False
+        self._next = index - (index - self._phase) % self._period + self._period
+        return True
+
+
 class Source(Protocol):
     """Something that gives samples. Every method may be called from one thread only."""
 

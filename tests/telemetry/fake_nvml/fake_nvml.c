@@ -42,7 +42,7 @@ typedef struct {
     double throttled_share[5]; /* of time: sw power, sync boost, sw thermal, hw thermal, hw power brake */
     double pcie_bytes_per_s, nvlink_kib_per_s, pcie_offset_bytes, power_limit_w, sm_mhz, max_sm_mhz, temperature_c, degrees_per_s;
     double sm_active, occupancy, tensor, dram; /* percent */
-    double memory_bytes, used_bytes, released_at_s, used_after_bytes, error_until_s;
+    double memory_bytes, used_bytes, released_at_s, used_after_bytes, error_from_s, error_until_s;
     int energy_bits, pcie_bits, gpm, num_links, num_unsupported, unsupported[MAX_FIELDS], no_temperature_v, no_memory_v2, refuse_unknown;
     int num_processes; unsigned int pids[MAX_PROCESSES];
     int mig, ecc, util;
@@ -73,7 +73,7 @@ static void set(gpu_t *g, const char *key, const char *text) {
         {"throttled_sw_power", &g->throttled_share[0]}, {"throttled_sync_boost", &g->throttled_share[1]},
         {"throttled_sw_thermal", &g->throttled_share[2]}, {"throttled_hw_thermal", &g->throttled_share[3]},
         {"throttled_hw_power", &g->throttled_share[4]}, {"sm_active", &g->sm_active}, {"tensor", &g->tensor},
-        {"dram", &g->dram}, {"error_until_s", &g->error_until_s},
+        {"dram", &g->dram}, {"error_from_s", &g->error_from_s}, {"error_until_s", &g->error_until_s},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         if (!strcmp(key, numbers[i].name)) { *numbers[i].at = v; return; }
@@ -101,7 +101,7 @@ static void load(void) {
         g->power_limit_w = 700; g->sm_mhz = 1755; g->max_sm_mhz = 1980; g->temperature_c = 50;
         g->sm_active = 90; g->occupancy = 40; g->tensor = 30; g->dram = 60; g->memory_bytes = 85520809984.0;
         g->used_bytes = 1e9; g->released_at_s = 1e18; g->energy_bits = g->pcie_bits = 64; g->gpm = 1; g->ecc = 1;
-        g->util = 100; g->error_until_s = -1;
+        g->util = 100; g->error_from_s = g->error_until_s = 0;
     }
     num_gpus = 1; init_error = 0;
     t0 = monotonic_s();
@@ -184,7 +184,7 @@ static nvmlReturn_t read_field(gpu_t *g, field_value_t *f, double t) {
 nvmlReturn_t nvmlDeviceGetFieldValues(gpu_t *g, int count, field_value_t *values) {
     CHECK(g);
     double t = now_s();
-    if (t < g->error_until_s) return 999;
+    if (t >= g->error_from_s && t < g->error_until_s) return 999;
     if (g->refuse_unknown) /* as an old driver: one unknown id refuses the whole call */
         for (int i = 0; i < count; i++) { field_value_t f = values[i]; if (read_field(g, &f, t) == INVALID_ARGUMENT || (f.fieldId >= 185 && f.fieldId != 191)) return INVALID_ARGUMENT; }
     struct timespec wall;
