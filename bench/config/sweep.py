@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from bench.config.experiment import CellSpec, Experiment, load_level
+from bench.config.experiment import CellSpec, Experiment, load_level, parse_shape
 
 CELL_FIELDS = tuple(CellSpec.model_fields)
 
@@ -92,10 +92,12 @@ def apply_axes(base: dict[str, Any], axes: dict[str, Any]) -> dict[str, Any]:
             workload = {k: v for k, v in dict(out.get("workload", {})).items() if k not in ("isl", "osl")}
             out = {**out, "workload": {**workload, "shape": value}}
             continue
-        if path[:1] == ("workload",) and path[1:] and path[1] in ("isl", "osl") and "shape" in out.get("workload", {}):
-            raise ValueError(
-                f"axis {name!r} cannot be combined with workload.shape; write isl and osl instead of shape"
-            )
+        workload = out.get("workload")
+        if path[0] == "workload" and path[-1] in ("isl", "osl") and isinstance(workload, dict) and "shape" in workload:
+            # the shape is short for isl and osl: write it out, so that one of them can be swept
+            isl, osl = parse_shape(workload["shape"])
+            rest = {k: v for k, v in workload.items() if k != "shape"}
+            out = {**out, "workload": {"isl": isl, "osl": osl, **rest}}
         try:
             out = set_in(out, path, value)
         except KeyError as e:

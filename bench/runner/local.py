@@ -131,6 +131,7 @@ class LocalRunner:
         self._start = time.monotonic()
         self._memory_before: dict[str, int] = {}
         self._runs_on_engine = 0
+        self._left: list[Todo] = []
         self._idle_baseline: dict[str, str] | None = None
 
     # -- whole sweep --------------------------------------------------------------------------------------------
@@ -309,7 +310,7 @@ class LocalRunner:
             args=spec.engine_args,
             env=dict(getattr(spec.engine, "env", {})),
             spec=spec.engine.model_dump(mode="json"),
-            load_kind=spec.load.kind,
+            load_kind=self._load_kind(todo.cell.engine_key),
         )
         log = self.folder / f"engine-start-{todo.cell.cell_id}.log"
         self._memory_before = memory_used(visible_devices())
@@ -325,6 +326,11 @@ class LocalRunner:
         info = self._info
         self.display.show(events.EngineReady(label, info.start_s or 0.0, info.version, info.kv_capacity_tokens))
         return engine, info
+
+    def _load_kind(self, engine_key: str) -> str:
+        """ "offline" only where every run left for this engine is: the other mode serves offline batches too."""
+        kinds = [t.cell.spec.load.kind for t in self._left if t.cell.engine_key == engine_key]
+        return next((k for k in kinds if k != "offline"), "offline")
 
     def _record_start_failure(self, todo: Todo, error: BenchError, log: Path) -> None:
         """A start that failed is a failed run of the cell it was for: with its reason and the end of its log."""

@@ -71,7 +71,7 @@ class RunResult:
 def base_manifest(context: RunContext) -> dict[str, Any]:
     """The manifest as it is before the first request."""
     spec = context.cell.spec
-    origin = "simulated" if spec.engine.kind == "simulated" else "measured"
+    origin = "simulated" if spec.engine.kind in ("simulated", "null") else "measured"
     return {
         "tokenyield_version": __version__,
         "created_utc": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
@@ -123,6 +123,8 @@ def execute(context: RunContext, engine: EngineProcess, report: Callable[[int, f
     started = time.monotonic()
     try:
         return _measure(context, engine, schedule, writer, report, started)
+    except FailedRun:
+        raise  # recorded already
     except EngineDied as e:
         error = {"reason": str(e), "code": e.reason, "log_tail": e.log_tail}
         writer.finish("failed", error=error, duration_s=time.monotonic() - started)
