@@ -148,6 +148,19 @@ class MemoryFit:
         """Blocks for requests: one is vLLM's null block."""
         return max(0, self.num_blocks - 1)
 
+    @property
+    def longest_request_tokens(self) -> int:
+        """The longest request that the empty cache holds, by vLLM's start-up check; it refuses a longer max_model_len."""
+        low, high = 0, self.max_model_len
+        if not self.groups:
+            return 0
+        in_flight = 2 * self.max_num_batched_tokens
+        while low < high:
+            middle = (low + high + 1) // 2
+            enough = _admission_blocks(list(self.groups), middle, in_flight, self.block_size) <= self.num_blocks
+            low, high = (middle, high) if enough else (low, middle - 1)
+        return low
+
     def max_concurrency(self, isl: int, osl: int) -> int:
         """Requests of ``isl`` + ``osl`` tokens that the cache holds at full length at once, at most max_num_seqs.
 
@@ -257,10 +270,7 @@ def fit(
     reason = problem
     if reason is None and num_blocks < 2:
         short = per_block * 2 - left
-        reason = (
-            f"weights of {bytes_text(weights)} leave no room for the KV cache in {bytes_text(requested)} "
-            f"of {hardware.name} ({bytes_text(max(short, 0))} too much)"
-        )
+        reason = f"{bytes_text(max(short, 0))} short: weights take {bytes_text(weights)} of {bytes_text(requested)}"
     return MemoryFit(
         model=model.name,
         hardware=hardware.name,
