@@ -12,16 +12,16 @@ from bench.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED
 
 
 @click.command("run")
-@click.argument("experiment")
+@click.argument("experiment", required=False)
 @click.option("--results", type=click.Path(file_okay=False), help="Folder for results (default: results/).")
 @click.option("--only", multiple=True, metavar="TEXT", help="Only cells whose id contains TEXT. May be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
 @click.option("--plain", is_flag=True, help="Plain lines even on a terminal.")
 @click.option("--report/--no-report", default=True, help="Write the report at the end.")
 def command(
-    experiment: str, results: str | None, only: tuple[str, ...], as_json: bool, plain: bool, report: bool
+    experiment: str | None, results: str | None, only: tuple[str, ...], as_json: bool, plain: bool, report: bool
 ) -> int:
-    """Run EXPERIMENT (a file, or a name in configs/experiments/).
+    """Run EXPERIMENT (a file, or a name in configs/experiments/); without one, the default that fits this machine.
 
     Complete runs are never repeated: run the same command again to continue after an interruption.
     """
@@ -33,6 +33,10 @@ def command(
     from bench.runner.progress import display_for
     from bench.runner.results import RESULTS_VARIABLE, experiment_folder
 
+    if experiment is None:
+        from bench.cli.doctor import recommended_experiment
+
+        experiment = recommended_experiment()
     if results:
         os.environ[RESULTS_VARIABLE] = results
     loaded = load(experiment)

@@ -89,8 +89,8 @@ def apply_axes(base: dict[str, Any], axes: dict[str, Any]) -> dict[str, Any]:
             known = ", ".join(sorted(AXIS_ALIASES))
             raise ValueError(f"axis {name!r} is not a path in an experiment; known short names: {known}")
         if path == ("workload", "shape"):
-            workload = {k: v for k, v in dict(out.get("workload", {})).items() if k not in ("isl", "osl")}
-            out = {**out, "workload": {**workload, "shape": value}}
+            kept = {k: v for k, v in dict(out.get("workload", {})).items() if k not in ("isl", "osl")}
+            out = {**out, "workload": {**kept, "shape": value}}
             continue
         workload = out.get("workload")
         if path[0] == "workload" and path[-1] in ("isl", "osl") and isinstance(workload, dict) and "shape" in workload:
