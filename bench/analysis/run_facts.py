@@ -1,0 +1,159 @@
+"""What a manifest says, read in one place: everything else in analysis and reports asks here, not the raw JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.config.experiment import CellSpec, ClosedLoopLoad, OfflineLoad, OpenLoopLoad, RampLoad, load_level
+from bench.store import RunReader
+from bench.telemetry.source import CPU_DEVICE
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """The facts of one run. ``engine`` is :class:`bench.records.EngineInfo` as a mapping; ``spec`` is None for imports."""
+
+    experiment: str
+    cell_id: str
+    run: str  # folder name
+    repeat: int
+    status: str
+    reason: str | None  # why it failed
+    origin: str
+    created_utc: str
+    axes: dict[str, Any]
+    spec: CellSpec | None
+    engine: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    client: dict[str, Any] = field(default_factory=dict)
+    telemetry: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.num_gpus > 0
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that the engine held (or would hold, when simulated); 0 on a CPU."""
+        return int(self.engine.get("num_gpus") or 0)
+
+    @property
+    def num_devices(self) -> int:
+        """What "per GPU" divides by: the GPUs held, or 1 for the host of a run without GPU."""
+        return max(1, self.num_gpus)
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """The devices whose telemetry counts: the engine's GPUs by UUID, or the host."""
+        uuids = tuple(str(u) for u in self.engine.get("device_uuids") or ())
+        return uuids or ((CPU_DEVICE,) if not self.on_gpu else ())
+
+    @property
+    def schedule_kind(self) -> str:
+        """offline, closed_loop, open_loop or trace."""
+        if "kind" in self.schedule:
+            return str(self.schedule["kind"])
+        load = self.spec.load if self.spec is not None else None
+        if isinstance(load, RampLoad):
+            return "closed_loop" if load.segments[0].concurrency else "open_loop"
+        return str(load.kind) if load is not None else "offline"
+
+    @property
+    def target_in_flight(self) -> int | None:
+        """Concurrency of a closed loop or batch size of offline batches; None where there is none."""
+        load = self.spec.load if self.spec is not None else None
+        if isinstance(load, OfflineLoad):
+            return load.batch_size
+        if isinstance(load, ClosedLoopLoad):
+            return load.concurrency
+        if isinstance(load, OpenLoopLoad):
+            return None
+        found = self.schedule.get("max_in_flight")
+        return int(found) if found else None
+
+    @property
+    def level(self) -> tuple[str, float] | None:
+        """(name, value) of the load: ("batch_size", 8)."""
+        return load_level(self.spec.load) if self.spec is not None else None
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        if self.spec is not None:
+            return self.spec.tensor_parallel_size
+        return int((self.engine.get("effective_args") or {}).get("tensor_parallel_size") or 1)
+
+    @property
+    def max_num_seqs(self) -> int | None:
+        found = (self.engine.get("effective_args") or {}).get("max_num_seqs")
+        return int(found) if found else None
+
+
+def run_facts(run: RunReader) -> RunFacts:
+    """The facts of a run, tolerant of what an older or foreign manifest lacks."""
+    m = run.manifest
+    error = m.get("error")
+    return RunFacts(
+        experiment=str(m.get("experiment") or run.folder.parent.parent.name),
+        cell_id=str(m.get("cell_id") or run.folder.parent.name),
+        run=run.folder.name,
+        repeat=int(m.get("repeat") or _number_of(run.folder.name)),
+        status=run.status,
+        reason=_text(error.get("reason") if isinstance(error, dict) else error),
+        origin=run.origin,
+        created_utc=str(m.get("t0_utc") or m.get("created_utc") or ""),
+        axes=_mapping(m.get("axes")),
+        spec=_spec(m.get("cell")),
+        engine=_mapping(m.get("engine")),
+        provenance=_mapping(m.get("provenance")),
+        fingerprint=_mapping(m.get("fingerprint")),
+        schedule=_mapping(m.get("schedule")),
+        client=_mapping(m.get("client")),
+        telemetry=_mapping(m.get("telemetry")),
+        manifest=m,
+    )
+
+
+def checked_metadata(facts: RunFacts) -> dict[str, Any]:
+    """What must be equal in runs that are put together: key -> value. Seeds and times are free to differ."""
+    engine = facts.engine
+    out: dict[str, Any] = {
+        "origin": facts.origin,
+        "cell_id": facts.cell_id,
+        "engine.kind": engine.get("kind"),
+        "engine.version": engine.get("version"),
+        "engine.num_gpus": facts.num_gpus,
+    }
+    args = {k: v for k, v in _mapping(engine.get("effective_args")).items() if k not in ("seed", "port", "host")}
+    out |= {f"engine.effective_args.{k}": v for k, v in sorted(args.items())}
+    out |= {f"fingerprint.{k}": v for k, v in sorted(facts.fingerprint.items())}
+    if facts.spec is not None:
+        out["spec"] = facts.spec.model_dump(mode="json")
+    return out
+
+
+def _spec(raw: Any) -> CellSpec | None:
+    if not isinstance(raw, dict):
+        return None
+    try:
+        return CellSpec.model_validate(raw)
+    except ValidationError:
+        return None
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _number_of(name: str) -> int:
+    digits = name.removeprefix("run-").split("-", 1)[0]
+    return int(digits) if digits.isdigit() else 0

@@ -1,0 +1,373 @@
+"""From the records of a run to its numbers, and from the runs of a cell to estimates.
+
+``summarise_run`` is a pure function of the files of a run (and of the SLO that goodput is counted against);
+``summary.json`` beside them is its stored result, used again as long as the files it was made from are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.analysis import metrics as m
+from bench.analysis.columns import RequestColumns
+from bench.analysis.devices import device_window
+from bench.analysis.run_facts import RunFacts, checked_metadata, run_facts
+from bench.analysis.stats import estimate, percentile
+from bench.analysis.steady_state import Window, find_window
+from bench.analysis.steps import step_columns, step_metrics, tokens_of_steps
+from bench.errors import BadInput
+from bench.records import Estimate, Warning_
+from bench.store import CHUNKS, STEPS, SUMMARY, RunReader, write_json_atomically
+
+if TYPE_CHECKING:
+    from bench.catalog.slo import Slo
+    from bench.roofline import Ceilings
+
+#: Raised whenever a formula changes, so that stored summaries are made anew.
+ANALYSIS_VERSION = 1
+_MAY_BE_NEGATIVE = frozenset({"energy_net_j_per_output_token"})
+
+
+@dataclass(frozen=True, slots=True)
+class Yardsticks:
+    """What a run is measured against from outside its files: an SLO for goodput, measured ceilings for MFU on a CPU."""
+
+    slo: Slo | None = None
+    ceilings: Ceilings | None = None
+
+    def __repr__(self) -> str:  # part of the digest that stored summaries are checked by
+        c = self.ceilings
+        of = None if c is None else (c.name, sorted(c.flops.items()), c.memory_bytes_per_s, c.source)
+        return f"Yardsticks({self.slo!r}, {of!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """The numbers of one run. ``values`` by key of METRICS; ``absent`` says why a metric has no value.
+
+    ``counts`` are plain sums that the checks use (requests, errors, tokens of the whole run and of the window).
+    """
+
+    experiment: str
+    cell_id: str
+    run: str
+    repeat: int
+    origin: str
+    started_utc: str
+    window: Window | None
+    values: dict[str, float]
+    absent: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)  # class -> number of requests
+    peaks: dict[str, str] = field(default_factory=dict)  # what mfu and mbu were divided by, with source
+    warnings: tuple[Warning_, ...] = ()
+
+    @property
+    def started_s(self) -> float:
+        """Unix seconds of the run's start, 0 when unknown."""
+        try:
+            return datetime.fromisoformat(self.started_utc).timestamp()
+        except ValueError:
+            return 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RunSummary:
+        """Inverse of :meth:`to_dict` after JSON. Raises KeyError or TypeError for another form."""
+        d = dict(data)
+        d["window"] = Window(**d["window"]) if d["window"] else None
+        d["warnings"] = tuple(Warning_(**w) for w in d["warnings"])
+        return cls(**d)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A cell: estimates over its runs. Made by :func:`summarise_cell` only, which refuses runs that do not match."""
+
+    experiment: str
+    cell_id: str
+    origin: str
+    facts: RunFacts  # of the first run: spec, engine, provenance are the same in all
+    runs: tuple[RunSummary, ...]
+    estimates: dict[str, Estimate]
+    absent: dict[str, str]
+    warnings: tuple[Warning_, ...] = ()
+
+    def value(self, key: str) -> float | None:
+        found = self.estimates.get(key)
+        return None if found is None else found.value
+
+    @property
+    def num_devices(self) -> int:
+        return self.facts.num_devices
+
+
+def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSummary:
+    """The numbers of one run from its raw records alone."""
+    from bench.analysis.checks import run_warnings
+    from bench.analysis.efficiency import efficiency
+
+    against = against or Yardsticks()
+    facts = run_facts(run)
+    everything = RequestColumns.of(run.requests())
+    if facts.schedule_kind == "offline":
+        # a batch is due when it is submitted; the schedule's zeros are not moments
+        everything = RequestColumns(
+            **{n: everything.sent_s if n == "due_s" else getattr(everything, n) for n in RequestColumns.__slots__}
+        )
+    window = find_window(everything, facts.schedule_kind, facts.target_in_flight) if len(everything) else None
+    if window is None or window.length_s <= 0:
+        empty = _empty(facts, everything)
+        return _with_warnings(empty, run_warnings(facts, empty, tuple(run.problems)))
+    table = run.table(STEPS)
+    steps = step_columns(table) if table is not None and table.num_rows else None
+    values, absent = _request_metrics(everything, window, facts, against.slo)
+    _chunk_metrics(run, everything, window, values, absent)
+    if steps is not None:
+        values |= step_metrics(steps, window)
+    counts = _counts(everything, window, steps)
+    devices = device_window(run, facts, window, counts["window_output_tokens"], counts["window_input_tokens"])
+    values |= devices.values
+    absent |= devices.absent
+    counts |= devices.counts
+    model = efficiency(facts, steps, window, against.ceilings)
+    values |= model.values
+    absent |= model.absent
+    result = RunSummary(
+        experiment=facts.experiment,
+        cell_id=facts.cell_id,
+        run=facts.run,
+        repeat=facts.repeat,
+        origin=facts.origin,
+        started_utc=facts.created_utc,
+        window=window,
+        values={k: float(v) for k, v in values.items()},
+        absent=absent,
+        counts=counts,
+        errors=_errors(everything),
+        peaks=model.peaks,
+    )
+    return _with_warnings(result, (*run_warnings(facts, result, tuple(run.problems)), *devices.warnings))
+
+
+def _with_warnings(summary: RunSummary, warnings: tuple[Warning_, ...]) -> RunSummary:
+    return replace(summary, warnings=warnings)
+
+
+def _empty(facts: RunFacts, c: RequestColumns) -> RunSummary:
+    return RunSummary(
+        facts.experiment, facts.cell_id, facts.run, facts.repeat, facts.origin, facts.created_utc,
+        None, {}, {"*": "no measured request"}, {"num_requests": float(len(c))}, _errors(c),
+    )  # fmt: skip
+
+
+def _errors(c: RequestColumns) -> dict[str, int]:
+    names, numbers = np.unique(c.error[c.error != ""].astype(str), return_counts=True)
+    return {str(n): int(k) for n, k in zip(names, numbers, strict=True)}
+
+
+def counted_requests(c: RequestColumns, window: Window) -> RequestColumns:
+    """The requests whose latencies count: measured ones that were due in the window (they may end after it).
+
+    Choosing by the due time favours neither short nor long requests, as choosing by completion would.
+    """
+    return c.where((c.phase == "measured") & window.holds(c.due_s))
+
+
+def _request_metrics(
+    everything: RequestColumns, window: Window, facts: RunFacts, slo: Slo | None
+) -> tuple[dict[str, float], dict[str, str]]:
+    c = counted_requests(everything, window)
+    served = everything.where(everything.phase != "warmup")
+    start, end, length = window.start_s, window.end_s, window.length_s
+    output, prompt = m.output_tokens_in(served, start, end), m.input_tokens_in(served, start, end)
+    values: dict[str, float] = {
+        "window_s": length,
+        "output_tokens_per_s": output / length,
+        "input_tokens_per_s": prompt / length,
+        "total_tokens_per_s": (output + prompt) / length,
+        "output_tokens_per_s_per_gpu": output / length / facts.num_devices,
+        "total_tokens_per_s_per_gpu": (output + prompt) / length / facts.num_devices,
+        "requests_per_s": m.completed_in(served, start, end) / length,
+        "in_flight_mean": m.in_flight_mean(served, start, end),
+    }
+    absent: dict[str, str] = {}
+    ended = c.where(c.error != "aborted")  # cut off by the stop rule: neither served nor failed
+    if len(ended):
+        values["error_ratio"] = 1 - np.count_nonzero(ended.ok) / len(ended)
+    for key, column in (("isl_mean_tokens", c.isl[c.ok]), ("osl_mean_tokens", c.osl[c.ok])):
+        if len(column) and not np.isnan(column).all():
+            values[key] = float(np.nanmean(column))
+    cached = c.num_cached_tokens[c.ok]
+    if len(cached) and not np.isnan(cached).all() and np.nansum(c.isl[c.ok]) > 0:
+        values["prefix_cache_hit_ratio"] = float(np.nansum(cached) / np.nansum(c.isl[c.ok]))
+    distributions = {"ttft": m.ttft_s(c), "ttft_service": m.ttft_service_s(c), "tpot": m.tpot_s(c), "e2e": m.e2e_s(c)}
+    if facts.schedule_kind != "offline":
+        distributions["send_lateness"] = m.send_lateness_s(c)
+    for key, data in distributions.items():
+        _distribution(key, data, values, absent)
+    if values.get("tpot_p50_s"):
+        values["output_tokens_per_s_per_user"] = 1 / values["tpot_p50_s"]
+    if slo is not None:
+        from bench.analysis.goodput import met_slo
+
+        met = int(np.count_nonzero(met_slo(ended, slo)))
+        values["goodput_requests_per_s"] = met / length
+        if len(ended):
+            values["slo_met_ratio"] = met / len(ended)
+    else:
+        absent["goodput_requests_per_s"] = "no SLO was given (`slo:` in the experiment)"
+    return values, absent
+
+
+def _distribution(key: str, data: np.ndarray, values: dict[str, float], absent: dict[str, str]) -> None:
+    known = data[~np.isnan(data)]
+    if not len(known):
+        absent[f"{key}_p50_s"] = "undefined for every counted request"
+        return
+    values[f"{key}_mean_s"] = float(known.mean())
+    for q in m.PERCENTILES:
+        found = percentile(known, q)
+        if found is None:
+            absent[f"{key}_p{q}_s"] = f"{len(known)} values do not allow a p{q}"
+        else:
+            values[f"{key}_p{q}_s"] = found
+
+
+def _chunk_metrics(
+    run: RunReader, everything: RequestColumns, window: Window, values: dict[str, float], absent: dict[str, str]
+) -> None:
+    table = run.table(CHUNKS)
+    if table is None or not table.num_rows:
+        absent["itl_p50_s"] = "no chunks were recorded (nothing was streamed)"
+        return
+    index = np.asarray(table.column("index"), dtype=np.int64)
+    c = counted_requests(everything, window)
+    counted = c.index[c.ok]
+    tokens = np.asarray(table.column("tokens"), dtype=np.int64)
+    inside = np.isin(index, counted)
+    if inside.any():
+        values["tokens_per_chunk"] = float(tokens[inside].mean())
+    _distribution("itl", m.itl_s(index, np.asarray(table.column("t_s"), dtype=np.float64), counted), values, absent)
+
+
+def _counts(c: RequestColumns, window: Window, steps: dict[str, np.ndarray] | None) -> dict[str, float]:
+    served = c.where(c.phase != "warmup")
+    counted = counted_requests(c, window)
+    out = {
+        "num_requests": float(len(c)),
+        "num_warmup": float(np.count_nonzero(c.phase == "warmup")),
+        "num_counted": float(len(counted)),
+        "num_counted_ok": float(np.count_nonzero(counted.ok)),
+        "window_output_tokens": m.output_tokens_in(served, window.start_s, window.end_s),
+        "window_input_tokens": m.input_tokens_in(served, window.start_s, window.end_s),
+        "all_output_tokens": float(np.nansum(c.osl)),
+        "all_input_tokens": float(np.nansum(c.isl)),
+        "all_cached_tokens": float(np.nansum(c.num_cached_tokens)),
+        "num_with_output": float(np.count_nonzero(np.nan_to_num(c.osl) > 0)),
+        "num_preempted": float(np.nansum(c.num_preemptions)),
+    }
+    if steps is not None:
+        out["step_prefill_tokens"], out["step_decode_tokens"] = tokens_of_steps(steps)
+        out["num_steps"] = float(len(steps["t_s"]))
+    return out
+
+
+# --- stored summaries --------------------------------------------------------------------------------------------
+
+
+def _made_from(run: RunReader, against: Yardsticks) -> str:
+    """A digest of everything a summary depends on: the manifest (with the files' own digests), SLO, formulas."""
+    basis = json.dumps([ANALYSIS_VERSION, run.manifest, repr(against)], sort_keys=True, default=str)
+    return hashlib.sha256(basis.encode()).hexdigest()
+
+
+def stored_summary(run: RunReader, against: Yardsticks | None = None) -> RunSummary | None:
+    """The summary in summary.json, or None where it is absent, unreadable or made from something else."""
+    try:
+        data = json.loads((run.folder / SUMMARY).read_text(encoding="utf-8"))
+        if data["made_from"] != _made_from(run, against or Yardsticks()):
+            return None
+        return RunSummary.from_dict(data["summary"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def summary_of(run: RunReader, against: Yardsticks | None = None, *, store: bool = True) -> RunSummary:
+    """The stored summary of a finished run where it is still valid; else a new one, which is then stored."""
+    final = run.status in ("complete", "failed")
+    found = stored_summary(run, against) if final else None
+    if found is not None:
+        return found
+    summary = summarise_run(run, against)
+    if store and final:
+        data = {"schema_version": 1, "made_from": _made_from(run, against or Yardsticks()), "summary": summary.to_dict()}
+        try:
+            write_json_atomically(run.folder / SUMMARY, data)
+        except Exception:  # a read-only results folder is no reason to refuse a report
+            return summary
+    return summary
+
+
+# --- cells -------------------------------------------------------------------------------------------------------
+
+
+def summarise_cell(runs: Sequence[RunReader], against: Yardsticks | None = None) -> Summary:
+    """Estimates over the complete runs of one cell.
+
+    Raises:
+        BadInput: no complete run, or runs whose checked metadata differ (the key and both values are named).
+    """
+    from bench.analysis.checks import cell_warnings
+
+    complete = [r for r in runs if r.status == "complete"]
+    if not complete:
+        raise BadInput(
+            "no complete run", where=str(runs[0].folder.parent) if runs else None, next_step="`bench run` it"
+        )
+    facts = [run_facts(r) for r in complete]
+    refuse_unlike(facts)
+    summaries = tuple(sorted((summary_of(r, against) for r in complete), key=lambda s: (s.started_utc, s.run)))
+    estimates, absent = combine(summaries)
+    warnings = cell_warnings(facts[0], summaries, estimates)
+    return Summary(
+        facts[0].experiment, facts[0].cell_id, facts[0].origin, facts[0], summaries, estimates, absent, warnings
+    )
+
+
+def refuse_unlike(facts: Sequence[RunFacts]) -> None:
+    """Raises BadInput that names the first key of the checked metadata in which two runs differ, and both values."""
+    first = checked_metadata(facts[0])
+    for other in facts[1:]:
+        theirs = checked_metadata(other)
+        for key in sorted({*first, *theirs}):
+            a, b = first.get(key), theirs.get(key)
+            if a != b:
+                raise BadInput(
+                    f"runs that differ in {key} cannot be put together: {facts[0].run} has {a!r}, {other.run} has {b!r}",
+                    where=facts[0].cell_id,
+                    next_step="move one of the two run folders away",
+                )
+
+
+def combine(summaries: Sequence[RunSummary]) -> tuple[dict[str, Estimate], dict[str, str]]:
+    """(estimates by metric, why the others are absent). A metric that some runs lack is estimated from those that have it."""
+    estimates: dict[str, Estimate] = {}
+    absent: dict[str, str] = {}
+    for summary in summaries:
+        absent |= summary.absent
+    for key, definition in m.METRICS.items():
+        values = [s.values[key] for s in summaries if key in s.values]
+        if values:
+            estimates[key] = estimate(values, definition.unit, nonnegative=key not in _MAY_BE_NEGATIVE)
+            absent.pop(key, None)
+    return estimates, absent

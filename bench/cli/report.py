@@ -1,0 +1,66 @@
+"""``bench report EXPERIMENT``: the report of an experiment, as Markdown, one HTML file and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command("report")
+@click.argument("experiment")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to  [default: report/ in the results folder]")
+@click.option("--results", type=click.Path(path_type=Path, file_okay=False), help="Where runs are  [default: results/runs]")
+@click.option("--gpu-price", type=click.FloatRange(min=0), metavar="USD", help="Price of one device-hour; wins over the experiment's.")
+@click.option("--utilisation", type=click.FloatRange(min=0, max=1, min_open=True), help="Share of full use at which costs are also stated.")
+@click.option("--slo", help='A name in configs/slo/ or a text such as "ttft p99 <= 500 ms".')
+@click.option("--open", "open_it", is_flag=True, help="Open the HTML file afterwards.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answers and the paths as JSON.")
+def command(
+    experiment: str,
+    out: Path | None,
+    results: Path | None,
+    gpu_price: float | None,
+    utilisation: float | None,
+    slo: str | None,
+    open_it: bool,
+    as_json: bool,
+) -> None:
+    """Write the report of EXPERIMENT: a name, its results folder, or its file.
+
+    Works on an unfinished experiment too, and says what is missing. A new report never needs a new run.
+    """
+    from bench.report.build import Options, build, machine_form, write
+    from bench.report.collect import find_folder
+
+    folder = find_folder(experiment, results)
+    report, data, layout = build(folder, Options(gpu_price, utilisation, slo))
+    paths = write(report, data, layout, out or folder / "report")
+    if as_json:
+        click.echo(json.dumps({**machine_form(report), "paths": {k: str(p) for k, p in paths.items()}}, indent=1))
+    else:
+        _print(report, paths)
+    if open_it:
+        click.launch(str(paths["html"]))
+
+
+def _print(report: object, paths: dict[str, Path]) -> None:
+    from bench.report.model import Report
+
+    assert isinstance(report, Report)
+    if report.origin_label:
+        click.secho(report.origin_label.upper(), bold=True)
+    click.echo(report.state + ".")
+    workload = ""
+    for a in report.answers:
+        if a.workload != workload:
+            workload = a.workload
+            click.secho(workload, bold=True)
+        click.echo(f"{a.question}: {a.headline}, {a.figure}. {a.sentence}")
+    for d in report.doubts:
+        if d.warning.severity != "note":
+            click.echo(f"{d.warning.severity}: {d.warning.message} ({len(d.cells)} cells)", err=True)
+    for f in report.failures:
+        click.echo(f"{f.cell}: {f.what}: {' '.join(f.reason.split())[:200]}", err=True)
+    click.echo(f"report: {paths['html']}")
