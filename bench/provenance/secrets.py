@@ -25,6 +25,18 @@ _SECRET_LAST_WORDS = _set_of(
     "password passwd pwd pass passphrase secret secrets credential credentials authorization "
     "authentication bearer cookie auth jwt pat sig signature apikey authtoken accesstoken"
 )
+# (run together, as in PGPASSWORD)
+_SECRET_ENDINGS = (
+    "password",
+    "passwd",
+    "secret",
+    "apikey",
+    "accesskey",
+    "secretkey",
+    "privatekey",
+    "authtoken",
+    "hftoken",
+)
 # ... and those ending in key or token do, unless the word before makes it a word of this field.
 _HARMLESS_TOKENS = _set_of(
     "eos bos pad unk sep cls mask stop per first last next special image output input prompt draft each "
@@ -53,16 +65,20 @@ _TOKEN_SHAPES = re.compile(
 )
 _SCHEME = re.compile(r"(?i)\b(bearer|basic|digest|negotiate)((?:\s|%20|\+)+)[^\s\"',;&]+")
 _URL_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20}://)[^/?#\s\"'<>]*@")
-# lengths are bounded, so that a long word without any of this costs time in proportion to its length only
-_NAMES = r"[A-Za-z_](?:[A-Za-z0-9_.-]|%(?:5[fF]|2[dDeE])){0,80}"
-_VALUE = (
+# Lengths are bounded and names begin at a border, so that a long word without secrets costs time in proportion to its
+# length only.
+_NAME = r"[A-Za-z_](?:[A-Za-z0-9_.-]|%(?:5[fF]|2[dDeE])){0,200}"
+_BORDER = r"(?:(?<![A-Za-z0-9_%])|(?<=%[0-9A-Fa-f]{2}))"
+# NAME=value, --name=value, "name": value, ?name=value&..., name%3Dvalue; and --name value within one word
+_BEFORE_VALUE = (
+    re.compile(rf"{_BORDER}(?P<name>{_NAME})[\"']?\s*(?:=|:|%3[dDaA])\s*"),
+    re.compile(rf"(?<![\w-])(?P<name>--?{_NAME})\s+"),
+)
+_VALUE = re.compile(
     r"(?i:bearer|basic|digest|negotiate)\s+[^\s\"'&;,}\])]+|\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?|[^\s\"'&;,}\])]+"
 )
-# NAME=value, --name=value, "name": value, ?name=value&..., name%3Dvalue
-_ASSIGNMENT = re.compile(rf"(?P<name>{_NAMES})(?P<mid>[\"']?\s*(?:=|:|%3[dD])\s*)(?P<value>{_VALUE})")
-_HEADER = re.compile(rf"^(?P<name>{_NAMES})(?P<mid>\s*:\s*)(?P<value>.+)$", re.DOTALL)
-_OPTION = re.compile(rf"(?P<name>--?{_NAMES})(?P<mid>\s+)(?P<value>{_VALUE})")
-_WHOLE_WORD = re.compile(rf"(?P<name>-{{0,2}}{_NAMES})=(?P<value>.*)\Z", re.DOTALL)
+_HEADER = re.compile(rf"(?P<name>{_NAME})(?P<mid>\s*:\s*)(?P<value>.+)\Z", re.DOTALL)
+_WHOLE_WORD = re.compile(rf"(?P<name>-{{0,2}}{_NAME})=(?P<value>.*)\Z", re.DOTALL)
 _SHORTEST_ECHO = 6  # a shorter value would take too much innocent text with it
 
 
@@ -78,7 +94,7 @@ def is_secret_name(name: str) -> bool:
     last, before = words[-1], words[-2] if len(words) > 1 else ""
     if last.isdigit() and len(words) > 1:  # API_KEY_2
         last, before = before, words[-3] if len(words) > 2 else ""
-    if last in _SECRET_LAST_WORDS:
+    if last in _SECRET_LAST_WORDS or last.endswith(_SECRET_ENDINGS):
         return True
     if last == "token":
         return before not in _HARMLESS_TOKENS
@@ -103,27 +119,37 @@ def redact_text(text: str, known: Iterable[str] = ()) -> str:
     return _cut_all(text)
 
 
+def _secret_spans(text: str) -> list[tuple[int, int]]:
+    """Where values of secret names stand. Values of other names are looked into: --header=X-Api-Key:abc, -c 'x --token abc'."""
+    spans = []
+    for pattern in _BEFORE_VALUE:
+        at = 0
+        while (before := pattern.search(text, at)) is not None:
+            at = before.end()
+            value = _VALUE.match(text, at) if is_secret_name(before["name"]) else None
+            if value is not None:
+                spans.append(value.span())
+                at = value.end()
+    return sorted(spans)
+
+
 def _cut_all(text: str) -> str:
-    return _OPTION.sub(_cut, _ASSIGNMENT.sub(_cut, text))
-
-
-def _cut(match: re.Match[str]) -> str:
-    name, mid, value = match["name"], match["mid"], match["value"]
-    if not is_secret_name(name):
-        # the value may itself hold name=value: --header=X-Api-Key:abc, --extra="token=abc", -c 'x --token abc'
-        return f"{name}{mid}{_cut_all(value)}"
-    quote = value[0] if value[0] in "\"'" else ""
-    return f"{name}{mid}{quote}{REMOVED}{quote}"
+    parts, at = [], 0
+    for start, end in _secret_spans(text):
+        if start < at:
+            continue
+        quote = text[start] if text[start] in "\"'" else ""
+        parts += [text[at:start], quote, REMOVED, quote]
+        at = end
+    return "".join([*parts, text[at:]])
 
 
 def _found_in(words: Sequence[str]) -> set[str]:
     """Secret values in a command line, to be removed wherever else they stand."""
     found = {m["value"] for m in map(_WHOLE_WORD.match, words) if m and is_secret_name(m["name"])}
+    found |= {m["value"] for m in map(_HEADER.match, words) if m and is_secret_name(m["name"])}
     for position, word in enumerate(words):
-        for pattern in (_ASSIGNMENT, _HEADER, _OPTION):
-            for match in pattern.finditer(word):
-                if is_secret_name(match["name"]):
-                    found.add(match["value"].strip("\"'"))
+        found |= {word[start:end].strip("\"'") for start, end in _secret_spans(word)}
         if word.startswith("-") and "=" not in word and is_secret_name(word) and position + 1 < len(words):
             found.add(words[position + 1])
     return {secret for secret in found if len(secret) >= _SHORTEST_ECHO and REMOVED not in secret}
