@@ -13,6 +13,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kernels import config
@@ -169,7 +170,7 @@ def _sdpa_call(device: Device, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
             continue
         if device.kind == "cuda":
             torch.cuda.synchronize()
-        return lambda: call([backend]), f"torch SDPA, {backend.name.lower()}", True
+        return partial(call, [backend]), f"torch SDPA, {backend.name.lower()}", True
     return call, "torch SDPA, default", True
 
 

@@ -33,12 +33,15 @@ def summarise(
     *,
     started: datetime,
     wall_s: float,
+    nominal: dict[str, Any] | None,
     status: str = "complete",
 ) -> dict[str, Any]:
-    """The content of summary.json from the lines of samples.jsonl: a pure function, so it can be rebuilt at any time."""
+    """The content of summary.json from the lines of samples.jsonl: a pure function, so it can be rebuilt at any time.
+
+    ``nominal`` comes from :func:`nominal_peaks`.
+    """
     rows = [_row(line) for line in lines]
     measured = measured_peaks(rows, device)
-    nominal = nominal_peaks(device)
     for row in rows:
         _add_shares(row, measured, nominal)
     counts: dict[str, int] = {}
@@ -252,16 +255,17 @@ def rebuild(folder: Path) -> dict[str, Any]:
         list(iterate_lines(folder / SAMPLES)),
         started=started,
         wall_s=old["wall_s"],
+        nominal=old["peaks"]["nominal"],
         status=old["status"],
     )
-    new["host"], new["peaks"]["nominal"] = old["host"], old["peaks"]["nominal"]
-    for row in new["cases"]:
-        _add_shares(row, new["peaks"]["measured"], new["peaks"]["nominal"])
-    return new
+    return {**new, "host": old["host"]}
 
 
 def summary_of(run: SuiteRun, lines: list[dict[str, Any]], started: datetime) -> dict[str, Any]:
     """The summary of a run that just ended."""
     assert run.device is not None
     status = "interrupted" if run.interrupted else "complete"
-    return summarise(run.suite, run.device, run.software, lines, started=started, wall_s=run.wall_s, status=status)
+    nominal = nominal_peaks(run.device)
+    return summarise(
+        run.suite, run.device, run.software, lines, started=started, wall_s=run.wall_s, nominal=nominal, status=status
+    )

@@ -46,7 +46,7 @@ def list_cases(suite: SuiteConfig, device_kind: str, only: tuple[str, ...] = ())
         for group in suite.groups(family, device_kind):
             for case in module.cases(group):
                 if group.energy:
-                    case = replace(case, tags=(*case.tags, (WEIGH, "yes")))
+                    case = replace(case, tags=tuple(sorted((*case.tags, (WEIGH, "yes")))))
                 found.setdefault(case.case_id, case)
     return list(found.values())
 

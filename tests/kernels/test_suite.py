@@ -1,0 +1,177 @@
+"""The suite end to end on this CPU, and what it does when a case crashes, hangs or poisons its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("torch")
+
+from bench.cli.kernels import command
+from bench.errors import BadInput
+from kernels import child, results
+from kernels.case import make_case
+from kernels.config import SuiteConfig, load_suite
+from kernels.suite import list_cases, run_suite
+
+TIMING = {"min_repeats": 6, "max_repeats": 6, "budget_s": 0.001, "warmup_s": 0.0001, "flush_limit_bytes": 4096}
+SUITE = SuiteConfig.model_validate({"name": "mine", "why": "test", "timing": TIMING, "case_limit_s": 30.0})
+COPIES = [make_case("memory", "copy", "torch", "fp32", {"bytes": size}) for size in (1024, 2048, 4096)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """`bench kernels --config tiny` once, as a user runs it."""
+    out = tmp_path_factory.mktemp("kernels") / "out"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [
+        sys.executable,
+        "-m",
+        "bench",
+        "kernels",
+        "--config",
+        "tiny",
+        "--device",
+        "cpu",
+        "--json",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200, check=False, env=env)
+    return done, out
+
+
+def test_tiny_suite_end_to_end(tiny):
+    done, out = tiny
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed == results.load_summary(out)
+    assert {p.name for p in out.iterdir()} >= {
+        "samples.jsonl",
+        "summary.json",
+        "table.txt",
+        "kernels.png",
+        "kernels.svg",
+    }
+    statuses = {r["case_id"]: r["status"] for r in printed["cases"]}
+    assert len(statuses) == len(list_cases(load_suite("tiny"), "cpu"))
+    assert set(statuses.values()) <= {"ok", "n/a", "checked"}
+    assert all(r["reason"] for r in printed["cases"] if r["status"] != "ok")
+
+
+def test_every_family_that_a_cpu_has_is_measured_and_checked(tiny):
+    cases = results.load_summary(tiny[1])["cases"]
+    measured = {r["family"] for r in cases if r["status"] == "ok"}
+    assert measured == {"memory", "gemm", "attention", "norm", "moe", "collectives", "host"}
+    for r in cases:
+        if r["status"] == "ok":
+            assert r["check"]["passed"] and r["time_s"]["value"] > 0 and r["time_s"]["low"] <= r["time_s"]["high"]
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return
+    checked = {(r["family"], r["op"]) for r in cases if r["status"] == "checked"}
+    assert checked >= {
+        ("attention", "prefill"),
+        ("attention", "paged_decode"),
+        ("norm", "rope"),
+        ("moe", "grouped_gemm"),
+    }
+
+
+def test_the_summary_is_a_function_of_the_samples(tiny):
+    folder = tiny[1]
+    assert json.loads(json.dumps(results.rebuild(folder))) == results.load_summary(folder)
+
+
+def _crashing_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Children import a sitecustomize that spoils kernels.memory.prepare for the 2,048-byte copy."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import kernels.memory as m\n"
+        "right = m.prepare\n"
+        "def prepare(case, device, seed):\n"
+        "    if case.dim('bytes') == 2048:\n"
+        f"        {body}\n"
+        "    return right(case, device, seed)\n"
+        "m.prepare = prepare\n"
+    )
+    root = str(Path(child.__file__).resolve().parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), root]))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV"),
+        ("import os; os._exit(3)", "ended with status 3"),
+        ("import time; time.sleep(60)", "no answer within 2 s"),
+        ("raise RuntimeError('CUDA error: an illegal memory access was encountered')", "CUDA error: an illegal"),
+    ],
+    ids=["crash", "exit", "hang", "poison"],
+)
+def test_a_case_that_takes_its_process_along_is_one_failed_case(tmp_path, monkeypatch, body, reason):
+    _crashing_child(tmp_path, monkeypatch, body)
+    suite = SUITE.model_copy(update={"case_limit_s": 2.0}) if "sleep" in body else SUITE
+    run = run_suite(suite, "cpu", lambda device: COPIES, tmp_path / "log")
+    assert [r.answer["status"] for r in run.results] == ["ok", "failed", "ok"]
+    assert reason in run.results[1].answer["reason"]
+    assert [r.case for r in run.results] == COPIES and not run.interrupted
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path):
+    def stop(result):
+        raise KeyboardInterrupt
+
+    run = run_suite(SUITE, "cpu", lambda device: COPIES, tmp_path / "log", on_result=stop)
+    assert run.interrupted and len(run.results) == 1
+
+
+def test_no_process_is_left_behind(tmp_path):
+    import psutil
+
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    suite = SUITE.model_copy(update={"case_limit_s": 30.0})
+    ranks = [make_case("collectives", "all_reduce", "torch", "fp32", {"bytes": 1024, "ranks": 2})]
+    run = run_suite(suite, "cpu", lambda device: ranks, tmp_path / "log")
+    assert run.results[0].answer["status"] == "ok", run.results[0].answer["reason"]
+    assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
+
+
+def test_a_missing_gpu_is_one_line(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(BadInput, match="cuda:0 is not here"):
+        run_suite(SUITE, "cuda:0", lambda device: COPIES, tmp_path / "log")
+
+
+def test_too_large_is_not_available_and_says_how_much_is_free(cpu):
+    case = make_case("memory", "copy", "torch", "fp32", {"bytes": 2**45})
+    result = child.run_case(case, cpu, SUITE.timing.plan(), 0, None, 0.0)
+    assert result["status"] == "n/a" and "GiB are free" in result["reason"]
+
+
+def test_command_line_refuses_what_it_cannot_use(tmp_path):
+    runner = CliRunner()
+    for arguments in (["--only", "gem"], ["--config", "nothing-like-it"], ["--config", str(tmp_path / "no.yaml")]):
+        result = runner.invoke(command, arguments)
+        assert isinstance(result.exception, BadInput)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / results.SAMPLES).write_text("")
+    result = runner.invoke(command, ["--config", "tiny", "--only", "host", "--device", "cpu", "--out", str(full)])
+    assert isinstance(result.exception, BadInput) and "holds results already" in str(result.exception)
+
+
+def test_list_prints_the_cases():
+    result = CliRunner().invoke(command, ["--config", "tiny", "--device", "cpu", "--list", "--json"])
+    assert result.exit_code == 0
+    listed = json.loads(result.stdout)
+    assert len(listed) == len(list_cases(load_suite("tiny"), "cpu"))
