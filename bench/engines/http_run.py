@@ -27,7 +27,7 @@ def serve_over_http(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[RequestRecord]:
     """Drive ``target`` and give back what happened: records as the iterator's items, chunks and metrics to ``sink``,
-    the honesty block and the server's view to the manifest (keys ``load_generator`` and ``server_view``)."""
+    the honesty block and the server's view to the manifest (keys ``client`` and ``server_view``)."""
     scraper = None
     if metrics_path is not None:
 
@@ -77,8 +77,9 @@ def _deliver(
     for block in result.chunk_blocks():
         sink.append_chunk_columns(**block)
     values: dict[str, Any] = {
-        "load_generator": {
+        "client": {
             **result.honesty.to_dict(),
+            "reason": "; ".join(result.honesty.reasons) or None,
             "main_start_s": result.main_start_s,
             "stop_reason": result.stop_reason,
         }

@@ -36,7 +36,7 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Honesty:
-    """The block that goes into every manifest under ``load_generator``.
+    """The block that goes into every manifest under ``client``.
 
     Args:
         send_lateness: sent - due, of requests with a due time. With a concurrency cap, queueing is part of it.
@@ -44,6 +44,8 @@ class Honesty:
         read_lag: from the kernel's receive stamp to the moment when this process handled the bytes (once a request).
         cpu_share: CPU time / wall time of each process while the main part ran, sending and stamping only.
         chunks_per_read: SSE events with tokens for each read that brought any.
+        first_chunk_merged_ratio: share of the streamed answers whose first token came in one read with later ones: its
+            arrival is known only to be no later than that read's stamp.
         stamps: "kernel", "user" or "mixed": where receive times come from.
         capacity_chunks_per_s: what one process of this client was measured to take on this machine.
         checked_tokens_ratio: share of the good requests whose count was compared with the server's ``usage``.
@@ -57,6 +59,7 @@ class Honesty:
     cpu_share: tuple[float, ...]
     cpu_us_per_chunk: float | None
     chunks_per_read: float | None
+    first_chunk_merged_ratio: float | None
     stamps: str
     num_processes: int
     event_loop: str
@@ -95,6 +98,7 @@ def assess(
     wall = max((f["wall_s"] for f in facts), default=0.0)
     rate = events / wall if wall > 0 and events else None
     kernel, stamped = sum(f["num_kernel_stamped"] for f in facts), sum(f["num_stamped"] for f in facts)
+    streamed = sum(f["num_streamed"] for f in facts)
     good = [r for r in main if r.error is None]
     errors: dict[str, int] = {}
     for r in main:
@@ -111,6 +115,7 @@ def assess(
         cpu_share=cpu,
         cpu_us_per_chunk=sum(f["cpu_s"] for f in facts) / events * 1e6 if events else None,
         chunks_per_read=events / reads if reads else None,
+        first_chunk_merged_ratio=sum(f["num_first_merged"] for f in facts) / streamed if streamed else None,
         stamps="kernel" if kernel == stamped and stamped else "mixed" if kernel else "user",
         num_processes=len(facts),
         event_loop=str(facts[0]["event_loop"]) if facts else "",

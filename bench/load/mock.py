@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import BadInput, BenchError
-from bench.load.clocks import STAMP_SPACE, DeadlineTimer, enable_kernel_stamps, paired_reading
+from bench.load.clocks import STAMP_SPACE, DeadlineTimer, ask_for_short_slices, enable_kernel_stamps, paired_reading
 from bench.load.mock_config import FAULT_KINDS, Delay, Fault, MockConfig
 from bench.load.mock_response import Ask, Encoder, Plan, error_plan, json_response, stream_plan, whole_plan
 
@@ -595,6 +595,7 @@ def serve(config: MockConfig) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
+    ask_for_short_slices()
     try:
         server.run()
     finally:

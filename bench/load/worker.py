@@ -22,7 +22,7 @@ import numpy as np
 
 from bench.errors import BenchError
 from bench.load.client import Client, Limits, Share, frozen_gc, serve_state
-from bench.load.clocks import ClockOffsets
+from bench.load.clocks import ClockOffsets, ask_for_short_slices
 from bench.load.control import Control, State, Stop
 from bench.load.parse import Asked, parse_outcome
 from bench.load.spill import SpillWriter, read_spill
@@ -76,6 +76,7 @@ class Worker:
         self.words = self.control.workers[rank]
         if self.spec.cpus and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {self.spec.cpus[rank % len(self.spec.cpus)]})
+        ask_for_short_slices()
 
     def send(self) -> dict[str, Any]:
         """The live part. Returns what the process measured of itself."""
@@ -164,7 +165,7 @@ class Worker:
         key = spec.target.authorization()
         secret = key.removeprefix("Bearer ") if key else None
         blocks: list[tuple[int, Any]] = []
-        rows = number = reads = events = differing = kernel = stamped = 0
+        rows = number = reads = events = differing = kernel = stamped = merged = streamed = 0
         with open(self.scratch / f"records.{self.rank}.jsonl", "w", encoding="utf-8") as out:
             for outcome in read_spill(self.scratch / f"spill.{self.rank}"):
                 p = parse_outcome(
@@ -180,6 +181,8 @@ class Worker:
                 if p.record.phase != "warmup":
                     reads, events = reads + len(p.chunk_t_s), events + p.num_events
                     differing += p.isl_differs
+                    merged += len(p.chunk_events) > 0 and p.chunk_events[0] > 1
+                    streamed += len(p.chunk_events) > 0
                 kernel += outcome.kernel_stamps and bool(p.num_reads)
                 stamped += bool(p.num_reads)
                 if len(p.chunk_t_s):
@@ -194,6 +197,8 @@ class Worker:
             num_reads_with_tokens=reads,
             num_events=events,
             num_isl_differs=differing,
+            num_first_merged=int(merged),
+            num_streamed=int(streamed),
             num_kernel_stamped=kernel,
             num_stamped=stamped,
             clock_steps_ns=offsets.steps_ns.tolist(),
