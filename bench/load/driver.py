@@ -128,7 +128,7 @@ def build_share(schedule: Schedule, positions: np.ndarray, body_at: np.ndarray) 
     requests = [schedule.requests[p] for p in positions]
     n = len(requests)
     due = np.full(n, -1, dtype=np.int64)
-    if schedule.due_s is not None:
+    if schedule.due_s is not None and schedule.kind != "offline":  # a batch is due when it is submitted
         due = np.rint(np.asarray(schedule.due_s, dtype=np.float64)[positions] * 1e9).astype(np.int64)
     follows, is_root = np.full(n, -1, dtype=np.int64), np.ones(n, dtype=bool)
     last_of: dict[int, int] = {}
