@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -48,9 +48,20 @@ def device_window(
     reports = [report_window(series[d], about.get(d) or {}, window.start_s, window.end_s) for d in held]
     values, absent = _usage(reports)
     energy, no_energy, counts = _energy(reports, [series[d] for d in held], facts, output_tokens, input_tokens)
-    # without a counter the reason stands beside the metric; a counter that is merely short or torn is a doubt
-    keep = tuple(w for r in reports for w in r.warnings)
-    return DeviceWindow(values | energy, absent | no_energy, counts, keep)
+    return DeviceWindow(values | energy, absent | no_energy, counts, _once_each(reports))
+
+
+def _once_each(reports: list[WindowReport]) -> tuple[Warning_, ...]:
+    """Each kind of doubt once, with the number of devices it holds for."""
+    by_code: dict[str, list[Warning_]] = {}
+    for w in (w for r in reports for w in r.warnings):
+        by_code.setdefault(w.code, []).append(w)
+    out = []
+    for same in by_code.values():
+        others = len({w.scope for w in same}) - 1
+        text = same[0].message + (f" (and {others} more device{'s' if others > 1 else ''} likewise)" if others else "")
+        out.append(replace(same[0], message=text))
+    return tuple(out)
 
 
 def _usage(reports: list[WindowReport]) -> tuple[dict[str, float], dict[str, str]]:

@@ -238,7 +238,7 @@ def _distribution(key: str, data: np.ndarray, values: dict[str, float], absent: 
     for q in m.PERCENTILES:
         found = percentile(known, q)
         if found is None:
-            absent[f"{key}_p{q}_s"] = f"{len(known)} values do not allow a p{q}"
+            absent[f"{key}_p{q}_s"] = f"too few requests for a p{q} (it needs {round(100 / (100 - q))} in a run)"
         else:
             values[f"{key}_p{q}_s"] = found
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from bench import __version__
+from bench.analysis.flat import flatten
 from bench.analysis.metrics import METRICS, definitions
 from bench.analysis.stats import BOOTSTRAP_FROM_RUNS, PERCENTILE_METHOD
 from bench.analysis.summary import Summary, Yardsticks
@@ -22,7 +24,6 @@ from bench.report.collect import Collected, collect
 from bench.report.layout import Layout, Placed, lay_out
 from bench.report.model import Chart, Doubt, Report, Table
 from bench.report.timeline import timeline
-from bench.store import utc_now_text
 
 _SEVERITIES = {"serious": 0, "warning": 1, "note": 2}
 
@@ -52,7 +53,7 @@ def build(folder: Path, options: Options | None = None, ceilings: Any = None) ->
     report = Report(
         title=data.name,
         why=data.experiment.why.strip() if data.experiment is not None else "",
-        created_utc=utc_now_text(),
+        created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         state=_state(data),
         origin_label=figures.origin_label(data.summaries),
         answers=tuple(words.answers(layout, full, stated, slo.required_ratio if slo else None)) if layout.placed else (),
@@ -258,23 +259,6 @@ def _provenance(summaries: Sequence[Summary]) -> tuple[tuple[str, tuple[tuple[st
         if rows:
             out.append((name, rows))
     return tuple(out)
-
-
-def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested data as (dotted name, text), empty values left out."""
-    if isinstance(value, Mapping):
-        items = [(str(k), v) for k, v in value.items()]
-    elif isinstance(value, (list, tuple)) and any(isinstance(v, (Mapping, list, tuple)) for v in value):
-        items = [(str(i), v) for i, v in enumerate(value)]
-    else:
-        if value is None or value == "" or value == [] or value == ():
-            return []
-        text = ", ".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
-        return [(prefix, text)]
-    out = []
-    for k, v in items:
-        out += flatten(v, f"{prefix}.{k}" if prefix else k)
-    return out
 
 
 def write(report: Report, data: Collected, layout: Layout, out: Path) -> dict[str, Path]:

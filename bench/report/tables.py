@@ -77,7 +77,7 @@ def number(value: float, unit: str) -> str:
     """A printed number: three significant digits, but counts and per cents without false decimals."""
     if unit == "%" and abs(value) >= 10:
         return f"{value:.0f}"
-    return significant(value, 3)
+    return significant(value, 4 if unit == "tokens" else 3)
 
 
 def estimate_field(e: Estimate | None, unit: str = "", factor: float = 1.0, why: str = "") -> Field:
@@ -85,7 +85,7 @@ def estimate_field(e: Estimate | None, unit: str = "", factor: float = 1.0, why:
     if e is None:
         return Field("n/a", float("-inf"), why or "not measured")
     detail = ""
-    if e.low is not None and e.high is not None:
+    if e.low is not None and e.high is not None and e.high > e.low:
         detail = f"{number(e.low * factor, unit)} – {number(e.high * factor, unit)}"
     return Field(number(e.value * factor, unit), e.value * factor, detail)
 
@@ -93,7 +93,7 @@ def estimate_field(e: Estimate | None, unit: str = "", factor: float = 1.0, why:
 def axis_columns(layout: Layout) -> tuple[list[Column], Callable[[Placed], list[Field]]]:
     """The columns that name a cell, and what stands in them: TP, load level, and every other axis that varies."""
     names = _other_axes(layout)
-    columns = [Column("Line", numeric=False), Column(layout.level.replace("_", " "), numeric=True)]
+    columns = [Column("Setup", numeric=False), Column(layout.level.replace("_", " ").capitalize(), numeric=True)]
     columns += [Column(axis_tail(n), numeric=False) for n in names]
 
     def fields(p: Placed) -> list[Field]:
@@ -140,6 +140,8 @@ def _title(key: str, on_gpu: bool) -> str:
 
 
 def _why(p: Placed, key: str) -> str:
+    if key == "tp_scaling_ratio":
+        return "the smallest TP at this load is the yardstick, or has no result"
     absent = p.summary.absent
     stem = key.rsplit("_p", 1)[0]
     return absent.get(key) or absent.get(f"{stem}_p50_s") or absent.get("*") or "not recorded"

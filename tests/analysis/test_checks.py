@@ -1,0 +1,119 @@
+"""Each warning: raised when it should be, silent otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.analysis.checks import cell_warnings, run_warnings
+from bench.analysis.run_facts import RunFacts
+from bench.analysis.steady_state import Window
+from bench.analysis.summary import RunSummary, summarise_cell, summarise_run
+from bench.config.experiment import CellSpec
+from bench.config.sweep import expand
+from bench.records import Estimate
+from tests.analysis.synthetic import EXPERIMENT, experiment, write_run
+
+GOOD = Window(0.0, 60.0, "steady", True, "")
+
+
+def facts(num_gpus: int = 1, load: dict[str, Any] | None = None, **changes: Any) -> RunFacts:
+    tp = changes.pop("tensor_parallel_size", 1)
+    spec = CellSpec.model_validate(
+        {
+            "model": "llama-3.1-8b",
+            "engine": {"kind": "vllm", "args": {"tensor_parallel_size": tp}},
+            "load": load or {"kind": "closed_loop", "concurrency": 64},
+            "workload": changes.pop("workload", {"isl": 100, "osl": 100}),
+            "weights": changes.pop("weights", "auto"),
+        }
+    )
+    base: dict[str, Any] = {
+        "experiment": "x", "cell_id": "c", "run": "run-1", "repeat": 1, "status": "complete", "reason": None, "origin": "measured",
+        "created_utc": "", "axes": {}, "spec": spec, "engine": {"num_gpus": num_gpus, "effective_args": {"max_num_seqs": 256}},
+    }  # fmt: skip
+    return RunFacts(**(base | changes))
+
+
+def summary(window: Window | None = GOOD, values: dict[str, float] | None = None, **changes: Any) -> RunSummary:
+    base: dict[str, Any] = {
+        "experiment": "x", "cell_id": "c", "run": "run-1", "repeat": 1, "origin": "measured", "started_utc": "", "window": window,
+        "values": values or {},
+    }  # fmt: skip
+    return RunSummary(**(base | changes))
+
+
+def codes(f: RunFacts, s: RunSummary, problems: tuple[str, ...] = ()) -> dict[str, str]:
+    return {w.code: w.severity for w in run_warnings(f, s, problems)}
+
+
+def test_a_good_run_has_no_warning() -> None:
+    assert codes(facts(), summary(values={"error_ratio": 0.0, "mfu_ratio": 0.5, "mbu_ratio": 0.6})) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "f", "s"),
+    [
+        ("simulated", {"origin": "simulated"}, {}),
+        ("imported", {"origin": "imported"}, {}),
+        ("dummy-weights", {"weights": "dummy"}, {}),
+        ("window-too-short", {}, {"window": Window(0, 20, "steady", True, "")}),
+        ("window-too-short", {"num_gpus": 0}, {"window": Window(0, 3, "steady", True, "")}),
+        ("not-steady", {}, {"window": Window(0, 60, "whole", False, "too short")}),
+        ("errors", {}, {"values": {"error_ratio": 0.02}, "errors": {"timeout": 3}}),
+        ("telemetry-failed", {"telemetry": {"error": "no driver"}}, {}),
+        ("client-limited", {"client": {"client_limited": True, "reason": "99 % CPU"}}, {}),
+        ("schedule-late", {"load": {"kind": "open_loop", "rate_per_s": 5}}, {"values": {"send_lateness_p99_s": 0.5}}),
+        ("prefix-cache-hits", {}, {"values": {"prefix_cache_hit_ratio": 0.4}}),
+        ("preemptions", {}, {"values": {"num_preemptions": 3.0}}),
+        ("batch-cap", {}, {"values": {"running_max": 256.0, "waiting_mean": 40.0}}),
+        ("far-below-roofline", {}, {"values": {"mfu_ratio": 0.05, "mbu_ratio": 0.1, "running_mean": 20.0}}),
+        ("mfu-contradicted", {"engine": {"num_gpus": 1, "device_uuids": ["GPU-0"]}}, {"values": {"mfu_ratio": 0.8, "mbu_ratio": 0.1, "tensor_active_ratio": 0.3}}),
+        ("shared-cpu", {"num_gpus": 0, "tensor_parallel_size": 2}, {}),
+        ("oversubscribed-cpu", {"num_gpus": 0, "tensor_parallel_size": 4, "provenance": {"cpu": {"cores": 2}}}, {}),
+        ("token-count-mismatch", {}, {"counts": {"step_decode_tokens": 90, "step_prefill_tokens": 10, "all_output_tokens": 100, "num_with_output": 1, "all_input_tokens": 10, "all_cached_tokens": 0}}),
+        ("nothing-measured", {}, {"window": None}),
+    ],
+)  # fmt: skip
+def test_each_warning_is_raised(code: str, f: dict[str, Any], s: dict[str, Any]) -> None:
+    assert code in codes(facts(**f), summary(**s))
+
+
+def test_severity_grows_with_the_share_of_errors() -> None:
+    found = [codes(facts(), summary(values={"error_ratio": share}))["errors"] for share in (0.001, 0.02, 0.2)]
+    assert found == ["note", "warning", "serious"]
+
+
+def test_asked_for_prefixes_are_no_warning() -> None:
+    shared = facts(workload={"isl": 100, "osl": 10, "prefix": {"tokens": 50}})
+    assert "prefix-cache-hits" not in codes(shared, summary(values={"prefix_cache_hit_ratio": 0.5}))
+
+
+def test_the_likely_cause_is_named() -> None:
+    values = {"mfu_ratio": 0.05, "mbu_ratio": 0.1, "running_mean": 8.0}
+    text = next(w.message for w in run_warnings(facts(), summary(values=values), ()) if w.code == "far-below-roofline")
+    assert "of 64 requests in flight only 8 ran" in text
+
+
+def test_torn_files_are_told() -> None:
+    assert "torn-file" in codes(facts(), summary(), ("requests.jsonl:7: unreadable line dropped",))
+
+
+def test_cell_warnings_count_their_runs_and_add_their_own() -> None:
+    rows = [summary(values={"output_tokens_per_s": v, "num_preemptions": p}, run=f"run-{i}") for i, (v, p) in enumerate([(100, 1), (130, 0)])]
+    rows = [RunSummary(**{**{k: getattr(r, k) for k in r.__slots__}, "warnings": run_warnings(facts(), r, ())}) for r in rows]
+    found = {w.code: w for w in cell_warnings(facts(), rows, {"output_tokens_per_s": Estimate(115, None, None)})}
+    assert "(1 of 2 runs)" in found["preemptions"].message
+    assert "too-few-runs" in found and "noisy" in found
+    assert all(w.remedy for w in found.values())
+
+
+def test_dummy_weights_say_what_does_not_hold(tmp_path: Path) -> None:
+    cell = expand(experiment(sweep={"grid": {"batch_size": [4]}}))[0]
+    run = write_run(tmp_path, cell, 1, origin="measured")
+    text = next(w.message for w in summarise_run(run).warnings if w.code == "dummy-weights")
+    assert "MoE routing" in text and "speculative acceptance" in text
+    assert EXPERIMENT["weights"] == "dummy"
+    assert "simulated" not in {w.code for w in summarise_cell([run]).warnings}
