@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from bench.engines.base import Engine
 from bench.engines.failures import failure_of
 from bench.engines.outbox import Outbox
+from bench.engines.packing import unpack
 from bench.engines.wire import Channel, Failure, RunOrder
 from bench.errors import BenchError, EngineUnavailable
 
@@ -87,7 +88,7 @@ def _build(launch: Any) -> Engine:
 def _run(engine: Engine, order: RunOrder, channel: Channel, outbox: Outbox) -> bool:
     """Serve one schedule; False when the engine cannot be used any more."""
     outbox.begin(order.number)
-    records = engine.run(order.schedule, outbox, order.t0_monotonic_s)
+    records = engine.run(unpack(order.schedule), outbox, order.t0_monotonic_s)
     try:
         for record in records:
             outbox.add_record(record)

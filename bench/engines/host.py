@@ -30,7 +30,14 @@ from bench.engines.failures import (
     log_tail,
     refined,
 )
-from bench.engines.processes import MARKER_VARIABLE, end_processes, engine_processes
+from bench.engines.packing import pack
+from bench.engines.processes import (
+    MARKER_VARIABLE,
+    end_processes,
+    engine_processes,
+    remove_shared_memory,
+    shared_memory_of,
+)
 from bench.engines.wire import Batch, Channel, Failure, RunOrder
 from bench.errors import EXIT_SOME_FAILED, BenchError, EngineUnavailable, StoreError
 from bench.records import EngineInfo, RequestRecord, Schedule
@@ -126,6 +133,7 @@ class EngineProcess:
         self._number = 0
         self._stopped = False
         self._oom_kills_before = 0
+        self._shared_memory: set[str] = set()
 
     # --- start ---------------------------------------------------------------------------------------------------
 
@@ -147,6 +155,7 @@ class EngineProcess:
                     raise self._start_failed(value)
                 if kind == "ready":
                     self.info = _with_start(value, time.monotonic() - begin, self.pids)
+                    self._shared_memory = shared_memory_of(self.info.pids)
                     return self.info
             raise self._start_failed(self._exit_failure())
         except BaseException:
@@ -218,7 +227,7 @@ class EngineProcess:
         over = False
         try:
             with contextlib.suppress(OSError):
-                self._channel.send("run", RunOrder(number, schedule, t0_monotonic_s))
+                self._channel.send("run", RunOrder(number, pack(schedule), t0_monotonic_s))
             deadline_s = time.monotonic() + run_limit_s
             for message in self._messages(deadline_s, idle_limit_s):
                 log.copy()
@@ -337,6 +346,7 @@ class EngineProcess:
         if self._process is None or self._stopped:
             return
         process, channel = self._process, self._channel
+        self._shared_memory |= shared_memory_of(self.pids)
         if limit_s > 0 and channel is not None and process.poll() is None:
             with contextlib.suppress(OSError):
                 channel.send("stop")
@@ -352,6 +362,7 @@ class EngineProcess:
             process.wait(timeout=_KILL_LIMIT_S)
         if channel is not None:
             channel.close()
+        remove_shared_memory(self._shared_memory)
         self._stopped = True
 
     def __enter__(self) -> EngineProcess:

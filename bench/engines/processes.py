@@ -91,6 +91,30 @@ def engine_processes(root: int, marker: str, reported: Iterable[tuple[int, int]]
     return found - {me}
 
 
+#: Shared memory that vLLM, NCCL, torch and Python's multiprocessing make, and leave behind when they are killed.
+_SHARED_MEMORY_PREFIXES = ("vllm", "psm_", "torch_", "nccl-", "sem.mp-", "tokenyield-")
+
+
+def shared_memory_of(pids: Iterable[int]) -> set[str]:
+    """Files in /dev/shm that these processes have mapped and that an engine makes."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as f:
+            for line in f:
+                path = line.rstrip("\n").partition("/dev/shm/")[2]
+                if path.startswith(_SHARED_MEMORY_PREFIXES) and not path.endswith(" (deleted)"):
+                    found.add(f"/dev/shm/{path}")
+    return found
+
+
+def remove_shared_memory(paths: Iterable[str]) -> None:
+    """Remove the files of :func:`shared_memory_of` after their processes have ended."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_uid == os.getuid():
+                os.unlink(path)
+
+
 def end_processes(find: Callable[[], set[int]], limit_s: float) -> set[int]:
     """SIGKILL what ``find`` returns, again and again until it returns nothing. Returns what is left after ``limit_s``."""
     deadline = time.monotonic() + limit_s

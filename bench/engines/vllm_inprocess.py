@@ -70,6 +70,7 @@ class VllmEngine:
         if loggers is not None:
             loggers.append(self._tally)
             self._tally.active = True
+        self._serve_one_request()
         front_end = "AsyncLLM" if self.asynchronous else "LLM"
         self._info = vllm_setup.describe(self._engine, self.launch, version, front_end, reader.num_cores > 0)
         return self
@@ -97,6 +98,25 @@ class VllmEngine:
         self._tally.begin()
         yield from run.asynchronous() if self.asynchronous else run.offline()
         run.conclude()
+
+    def _serve_one_request(self) -> None:
+        """What happens once in an engine's life (communicators, just-in-time kernels) belongs to its start, not to the
+        first run: with two CPU ranks the first step takes 5 to 15 s. Every run still warms up at its own shape."""
+        sampling = vllm_versions.sampling_params(
+            max_tokens=2, output_kind=vllm_versions.output_kind(False), **vllm_setup.SAMPLING
+        )
+        prompt = vllm_versions.tokens_prompt([1] * 8)
+        if self._loop is None:
+            self._engine.llm_engine.add_request("first", prompt, sampling)
+            while self._engine.llm_engine.has_unfinished_requests():
+                self._engine.llm_engine.step()
+            return
+
+        async def serve() -> None:
+            async for _ in self._engine.generate(prompt, sampling, "first"):
+                pass
+
+        self._loop.run_until_complete(serve())
 
     def _reset_prefix_cache(self) -> None:
         """Every run starts with an empty prefix cache, whatever ran before."""
@@ -146,9 +166,7 @@ class _Run:
         delta = schedule.kind != "offline"
         self._kind = vllm_versions.output_kind(delta)
         self._params: dict[int, Any] = {}
-        # prompts become lists before the clock starts, not between two requests
-        self._prompts = [vllm_versions.tokens_prompt(_ids(r)) for r in schedule.requests]
-        self._positions = {id(r): i for i, r in enumerate(schedule.requests)}
+        self._prompts: dict[int, Any] = {}  # position -> prompt as vLLM takes it
         self._chunks: tuple[list[int], list[float], list[int]] = ([], [], [])
         self._reason = ""
         self._counted = self._counted_prompt = self._num_aborted = 0
@@ -163,6 +181,11 @@ class _Run:
                 max_tokens=osl, output_kind=self._kind, **vllm_setup.SAMPLING
             )
         return self._params[osl]
+
+    def _make_ready(self, positions: list[int]) -> None:
+        for i in positions:
+            if i not in self._prompts:
+                self._prompts[i] = _prompt(self._schedule.requests[i])
 
     def _id(self, request: Request) -> str:
         return f"{self._owner._run_number}-{request.index}"
@@ -187,10 +210,10 @@ class _Run:
         warm, rest = split_phases(schedule)
         stop = StopState(schedule.stop)
         unlimited = StopState(type(schedule.stop)())
-        for batch in batches(warm, schedule.max_in_flight):
-            yield from self._batch(batch, unlimited)
+        for batch, upcoming in _with_next(batches(warm, schedule.max_in_flight)):
+            yield from self._batch(batch, upcoming or rest[: len(batch)], unlimited)
         stop.begin(self._now())
-        for batch in batches(rest, schedule.max_in_flight):
+        for batch, upcoming in _with_next(batches(rest, schedule.max_in_flight)):
             if self._cancelled():
                 stop.reason = "cancelled"
                 break
@@ -199,28 +222,34 @@ class _Run:
             room = stop.room()
             batch = batch if room is None else batch[:room]
             stop.num_sent += len(batch)
-            yield from self._batch(batch, stop)
+            yield from self._batch(batch, upcoming, stop)
             if self._now() >= stop.deadline_s and stop.over(self._now()):
                 break
         self._reason = stop.reason
 
-    def _batch(self, positions: list[int], stop: StopState) -> Iterator[RequestRecord]:
-        """One batch, submitted whole, served to its end or to the run's deadline."""
+    def _batch(self, positions: list[int], upcoming: list[int], stop: StopState) -> Iterator[RequestRecord]:
+        """One batch, submitted whole, served to its end or to the run's deadline.
+
+        The prompts of the ``upcoming`` batch are made ready while this one is being served.
+        """
         engine = self._engine.llm_engine
         flights: dict[str, _Flight] = {}
+        self._make_ready(positions)
+        prompts, self._prompts = self._prompts, {}
         due_s = self._now()
         for i in positions:
             request = self._schedule.requests[i]
             flight = _Flight(request, due_s, self._now())
             name = self._id(request)
             try:
-                flight.internal_id = engine.add_request(name, self._prompts[i], self._sampling(request.osl))
+                flight.internal_id = engine.add_request(name, prompts[i], self._sampling(request.osl))
             except ValueError as e:  # vLLM's validation
                 record = self._failed(flight, "engine_error", str(e))
                 stop.done(record)
                 yield record
                 continue
             flights[name] = flight
+        self._make_ready(upcoming)
         next_poll = self._now() + _POLL_S
         while flights and engine.has_unfinished_requests():
             for output in engine.step():
@@ -257,7 +286,7 @@ class _Run:
         records: list[RequestRecord] = []
 
         async def serve_one(request: Request, due_s: float | None) -> RequestRecord:
-            record = await self._stream(_Flight(request, due_s, self._now()))
+            record = await self._stream(request, due_s)
             records.append(record)
             return record
 
@@ -269,9 +298,9 @@ class _Run:
 
         yield from in_slices(loop, work(), records, self._cancelled, self._between)
 
-    async def _stream(self, flight: _Flight) -> RequestRecord:
-        request = flight.request
-        prompt = self._prompts[self._positions[id(request)]]
+    async def _stream(self, request: Request, due_s: float | None) -> RequestRecord:
+        prompt = _prompt(request)
+        flight = _Flight(request, due_s, self._now())
         indices, times, counts = self._chunks
         streaming = self._schedule.kind != "offline"
         stream = self._engine.generate(prompt, self._sampling(request.osl), self._id(request))
@@ -403,9 +432,20 @@ class _Run:
         self._sink.update_manifest(stop_reason=self._reason, token_check=check)
 
 
-def _ids(request: Request) -> list[int]:
-    ids: list[int] = [] if request.prompt_token_ids is None else request.prompt_token_ids.tolist()
-    return ids
+def _prompt(request: Request) -> Any:
+    ids = request.prompt_token_ids
+    return vllm_versions.tokens_prompt([] if ids is None else ids.tolist())
+
+
+def _with_next(items: Iterator[list[int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """Each item with the one after it; the last one with an empty list."""
+    previous: list[int] | None = None
+    for item in items:
+        if previous is not None:
+            yield previous, item
+        previous = item
+    if previous is not None:
+        yield previous, []
 
 
 class _Steps:

@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.records import EngineMetric, EngineStep, GpuSample, RequestRecord, Schedule
+from bench.records import EngineMetric, EngineStep, GpuSample, RequestRecord
 
 _LENGTH = struct.Struct("<Q")
 _READ_BYTES = 1 << 20
@@ -25,7 +25,7 @@ class RunOrder:
     """Serve this schedule; ``number`` is repeated in everything that comes back for it."""
 
     number: int
-    schedule: Schedule
+    schedule: dict[str, Any]  # bench.engines.packing.pack
     t0_monotonic_s: float
 
 
