@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Names the folder that is searched first, before ./configs and the project's own.
 CONFIGS_VARIABLE = "TOKENYIELD_CONFIGS"
+_NAMES_LISTED = 20  # as many known names as an error message lists
 _YAML_SUFFIXES = (".yaml", ".yml")
 
 Location = tuple[Any, ...]
@@ -187,8 +188,10 @@ def validate(document: Document, model: type[AnyModel], data: Any = None, at: Lo
 
 
 def validation_error(document: Document, error: ValidationError, model: type[BaseModel], at: Location = ()) -> BadInput:
-    """The first of pydantic's complaints as one line for the user, with file, line, field and what was expected."""
-    first = error.errors(include_url=False)[0]
+    """The most telling of pydantic's complaints as one line for the user, with file, line, field and what was expected."""
+    errors = error.errors(include_url=False)
+    # a misspelt field is the cause when another is missing as well
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     # pydantic puts the tag of a union and the names of validators into the path; keep what the document has
     location: Location = tuple(at)
     node = _descend(document.data, at)
@@ -305,7 +308,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], next_step: str | No
     names = sorted(known)
     lowered = {n.lower(): n for n in names}
     near = [lowered[n] for n in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-    listed = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    more = f" and {len(names) - _NAMES_LISTED} more" if len(names) > _NAMES_LISTED else ""
+    listed = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:_NAMES_LISTED])}{more}"
     return UnknownName(f"unknown {kind} {name!r}", next_step=next_step or listed)
 
 
