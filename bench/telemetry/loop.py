@@ -11,8 +11,10 @@ import contextlib
 import gc
 import json
 import os
+import platform
 import select
 import signal
+import struct
 import sys
 import time
 from array import array
@@ -25,6 +27,8 @@ from bench.telemetry.columns import SampleWriter, warm_up
 from bench.telemetry.source import CPU_DEVICE, Rates, Source, Tick
 
 _PR_SET_TIMERSLACK = 29
+_SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_SLICE_NS = 100_000
 _FLUSH_S = 1.0
 
 
@@ -177,7 +181,14 @@ def _prepare_process(loop: Loop) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # ns; the default of 50 us is most of the jitter
+        library = ctypes.CDLL(None)
+        library.prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # ns; the default of 50 us is most of the jitter
+        system_call = _SYS_SCHED_SETATTR.get(platform.machine())
+        if system_call is not None:
+            # Short slices of time: since Linux 6.12 a task that asks for less at a time is served sooner, without any
+            # privilege and without a larger share. Older kernels ignore it.
+            attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, os.nice(0), 0, _SLICE_NS, 0, 0)
+            library.syscall(system_call, 0, attributes, 0)
     warm_up()
     gc.collect()
     gc.freeze()
