@@ -178,7 +178,8 @@ def _likely_cause(facts: RunFacts, run: RunSummary) -> str:
 def _oversubscribed(facts: RunFacts, add: _Add) -> None:
     if facts.on_gpu or facts.origin != "measured" or facts.spec is None or facts.spec.engine.kind == "endpoint":
         return
-    cores = (facts.provenance.get("cpu") or {}).get("cores")
+    cpu = facts.provenance.get("cpu") or {}
+    cores = cpu.get("cgroup_limit") or cpu.get("num_usable") or cpu.get("num_cores")
     ranks = facts.spec.num_devices
     if isinstance(cores, (int, float)) and cores and ranks > cores:
         add(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from bench.report.write import ReportFiles
 
 
 @click.command("report")
 @click.argument("experiment")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to  [default: report/ in the results folder]")
-@click.option("--results", type=click.Path(path_type=Path, file_okay=False), help="Where runs are  [default: results/runs]")
+@click.option("--results", type=click.Path(path_type=Path, file_okay=False), help="Folder of results  [default: results/]")
 @click.option("--gpu-price", type=click.FloatRange(min=0), metavar="USD", help="Price of one device-hour; wins over the experiment's.")
 @click.option("--utilisation", type=click.FloatRange(min=0, max=1, min_open=True), help="Share of full use at which costs are also stated.")
 @click.option("--slo", help='A name in configs/slo/ or a text such as "ttft p99 <= 500 ms".')
@@ -31,24 +35,22 @@ def command(
 
     Works on an unfinished experiment too, and says what is missing. A new report never needs a new run.
     """
-    from bench.report.build import Options, build, machine_form, write
+    from bench.report.build import Options
     from bench.report.collect import find_folder
+    from bench.report.write import machine_form, write_report
 
-    folder = find_folder(experiment, results)
-    report, data, layout = build(folder, Options(gpu_price, utilisation, slo))
-    paths = write(report, data, layout, out or folder / "report")
+    folder = find_folder(experiment, None if results is None else results / "runs")
+    files = write_report(folder, Options(gpu_price, utilisation, slo), out)
     if as_json:
-        click.echo(json.dumps({**machine_form(report), "paths": {k: str(p) for k, p in paths.items()}}, indent=1))
+        click.echo(json.dumps({**machine_form(files.report), "paths": files.paths()}, indent=1))
     else:
-        _print(report, paths)
+        _print(files)
     if open_it:
-        click.launch(str(paths["html"]))
+        click.launch(str(files.html))
 
 
-def _print(report: object, paths: dict[str, Path]) -> None:
-    from bench.report.model import Report
-
-    assert isinstance(report, Report)
+def _print(files: ReportFiles) -> None:
+    report = files.report
     if report.origin_label:
         click.secho(report.origin_label.upper(), bold=True)
     click.echo(report.state + ".")
@@ -63,4 +65,4 @@ def _print(report: object, paths: dict[str, Path]) -> None:
             click.echo(f"{d.warning.severity}: {d.warning.message} ({len(d.cells)} cells)", err=True)
     for f in report.failures:
         click.echo(f"{f.cell}: {f.what}: {' '.join(f.reason.split())[:200]}", err=True)
-    click.echo(f"report: {paths['html']}")
+    click.echo(f"report: {files.html}")

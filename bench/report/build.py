@@ -1,8 +1,7 @@
-"""From an experiment's results to a Report, and from a Report to files."""
+"""From an experiment's results to a Report."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -259,47 +258,3 @@ def _provenance(summaries: Sequence[Summary]) -> tuple[tuple[str, tuple[tuple[st
         if rows:
             out.append((name, rows))
     return tuple(out)
-
-
-def write(report: Report, data: Collected, layout: Layout, out: Path) -> dict[str, Path]:
-    """Write report.md, report.html, charts/*.png and *.svg, cells.csv and report.json; returns them by kind.
-
-    Raises:
-        StoreError: the folder cannot be written.
-    """
-    from bench.analysis.frames import cells_frame
-    from bench.errors import StoreError
-    from bench.report import charts, html, markdown
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        drawn = {}
-        for chart in report.charts:
-            figure = charts.draw(chart)
-            charts.save(figure, chart.name, out / "charts")
-            drawn[chart.name] = charts.svg_text(figure)
-        paths = {"html": out / "report.html", "markdown": out / "report.md", "csv": out / "cells.csv"}
-        paths["html"].write_text(html.render(report, drawn), encoding="utf-8")
-        paths["markdown"].write_text(markdown.render(report), encoding="utf-8")
-        cells_frame(data.summaries).to_csv(paths["csv"], index=False)
-        paths["json"] = out / "report.json"
-        paths["json"].write_text(json.dumps(machine_form(report), indent=1) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise StoreError(f"cannot write the report: {e.strerror or e}", where=str(out), next_step="give another --out") from e
-    return paths
-
-
-def machine_form(report: Report) -> dict[str, Any]:
-    """The parts of a report that a program would read."""
-    from dataclasses import asdict
-
-    return {
-        "schema_version": 1,
-        "experiment": report.title,
-        "state": report.state,
-        "origin": report.origin_label or "measured",
-        "answers": [asdict(a) for a in report.answers],
-        "charts": [{"name": c.name, "title": c.title, "answer": c.answer} for c in report.charts],
-        "warnings": [{**asdict(d.warning), "cells": list(d.cells)} for d in report.doubts],
-        "failures": [asdict(f) for f in report.failures],
-    }

@@ -56,7 +56,7 @@ def timeline(data: Collected, layout: Layout) -> Chart | None:
         w = summary.window
         spans.append(Span((begin + w.start_s) / unit_s, (begin + w.end_s) / unit_s, placed.line, placed.color))
         end_before = begin + float(max(s.t_s[-1] for s in devices))
-    if not spans:
+    if not spans or not any(series.values()):
         return None
     x = Axis(f"Time since the first run ({unit}{', longer pauses cut out' if cut else ''})")
     panels = tuple(

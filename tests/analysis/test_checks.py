@@ -72,7 +72,7 @@ def test_a_good_run_has_no_warning() -> None:
         ("far-below-roofline", {}, {"values": {"mfu_ratio": 0.05, "mbu_ratio": 0.1, "running_mean": 20.0}}),
         ("mfu-contradicted", {"engine": {"num_gpus": 1, "device_uuids": ["GPU-0"]}}, {"values": {"mfu_ratio": 0.8, "mbu_ratio": 0.1, "tensor_active_ratio": 0.3}}),
         ("shared-cpu", {"num_gpus": 0, "tensor_parallel_size": 2}, {}),
-        ("oversubscribed-cpu", {"num_gpus": 0, "tensor_parallel_size": 4, "provenance": {"cpu": {"cores": 2}}}, {}),
+        ("oversubscribed-cpu", {"num_gpus": 0, "tensor_parallel_size": 4, "provenance": {"cpu": {"num_usable": 2}}}, {}),
         ("token-count-mismatch", {}, {"counts": {"step_decode_tokens": 90, "step_prefill_tokens": 10, "all_output_tokens": 100, "num_with_output": 1, "all_input_tokens": 10, "all_cached_tokens": 0}}),
         ("nothing-measured", {}, {"window": None}),
     ],
