@@ -14,8 +14,16 @@ import os
 import select
 import signal
 import sys
+import time
 
-from bench.engines.processes import become_subreaper, descendants, signal_on_parent_death
+from bench.engines.processes import (
+    MARKER_VARIABLE,
+    become_subreaper,
+    descendants,
+    remove_shared_memory,
+    shared_memory_of,
+    signal_on_parent_death,
+)
 
 _PARENT_DIED = signal.SIGUSR1  # not SIGTERM: the kernel sends it when the *thread* that started us ends
 _KILL_LIMIT_S = 20.0
@@ -88,19 +96,17 @@ def _reap(engine: int) -> int | None:
 
 def _end_everything_below() -> None:
     """As a subreaper this process inherits every orphan, so killing its descendants until none is left ends them all."""
-    import time
-
+    shared = shared_memory_of(descendants(os.getpid()))
     deadline = time.monotonic() + _KILL_LIMIT_S
-    while time.monotonic() < deadline:
-        for pid in descendants(os.getpid()):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        try:
+    with contextlib.suppress(ChildProcessError):  # raised when no child is left
+        while time.monotonic() < deadline:
+            for pid in descendants(os.getpid()):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        except ChildProcessError:
-            return
-        time.sleep(0.005)
+            time.sleep(0.005)
+    remove_shared_memory(shared, os.environ.get(MARKER_VARIABLE, str(os.getpid())))
 
 
 if __name__ == "__main__":

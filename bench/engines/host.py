@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,7 @@ class EngineProcess:
         self._marker = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._inbox: deque[tuple[str, Any]] = deque()
         self._reported: set[tuple[int, int]] = set()
         self._engine_pid: int | None = None
         self._number = 0
@@ -276,9 +278,11 @@ class EngineProcess:
         poll.register(self._channel.fileno(), select.POLLIN)
         last = time.monotonic()
         while True:
-            ready = poll.poll(_TICK_S * 1000)
+            ready = poll.poll(0 if self._inbox else _TICK_S * 1000)
             messages: list[tuple[str, Any]] | None = self._channel.receive() if ready else []
-            for kind, value in messages or ():
+            self._inbox.extend(messages or ())
+            while self._inbox:  # kept on self: whoever breaks off may leave some for the next reader
+                kind, value = self._inbox.popleft()
                 if kind == "pids":
                     self._reported.update(value)
                 elif kind == "hello":
@@ -362,7 +366,7 @@ class EngineProcess:
             process.wait(timeout=_KILL_LIMIT_S)
         if channel is not None:
             channel.close()
-        remove_shared_memory(self._shared_memory)
+        remove_shared_memory(self._shared_memory, self._marker)
         self._stopped = True
 
     def __enter__(self) -> EngineProcess:

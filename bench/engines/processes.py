@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 #: Every process of an engine inherits this variable; its value is unique to one engine start.
@@ -107,8 +110,19 @@ def shared_memory_of(pids: Iterable[int]) -> set[str]:
     return found
 
 
-def remove_shared_memory(paths: Iterable[str]) -> None:
-    """Remove the files of :func:`shared_memory_of` after their processes have ended."""
+def step_folder(marker: str | None = None) -> Path:
+    """The folder that an engine shares with its own processes, made here; named by the engine's marker so that the tool
+    can remove it when the engine was killed before it could."""
+    memory = Path("/dev/shm")
+    base = memory if memory.is_dir() else Path(tempfile.gettempdir())
+    folder = base / f"tokenyield-{marker or os.environ.get(MARKER_VARIABLE) or os.getpid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def remove_shared_memory(paths: Iterable[str], marker: str) -> None:
+    """Remove the files of :func:`shared_memory_of` and the engine's folder after its processes have ended."""
+    shutil.rmtree(step_folder(marker), ignore_errors=True)
     for path in paths:
         with contextlib.suppress(OSError):
             if os.stat(path).st_uid == os.getuid():

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from typing_extensions import Self
 from bench.engines import vllm_setup, vllm_versions
 from bench.engines.base import RecordSink
 from bench.engines.pacing import StopState, batches, in_slices, pace, split_phases
+from bench.engines.processes import step_folder
 from bench.engines.vllm_tap import RowReader
 from bench.errors import BadInput
 from bench.records import EngineInfo, EngineStep, ErrorClass, Request, RequestRecord, Schedule
@@ -52,8 +51,7 @@ class VllmEngine:
 
     def __enter__(self) -> Self:
         version = vllm_versions.check_version()
-        memory = Path("/dev/shm")
-        folder = Path(tempfile.mkdtemp(prefix="tokenyield-", dir=memory if memory.is_dir() else None))
+        folder = step_folder()
         try:
             vllm_setup.prepare_environment(self.launch, folder)
             args = vllm_setup.engine_args(self.launch, self.asynchronous)
