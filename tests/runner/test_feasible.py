@@ -1,0 +1,88 @@
+"""Which cells a machine cannot run, and the words it says so in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.catalog.hardware import load_hardware
+from bench.catalog.model import load_model
+from bench.config.experiment import CellSpec
+from bench.config.sweep import make_cell
+from bench.runner.feasible import Machine, rough_run_s, why_not
+
+
+def machine(num_gpus: int, gpu: str | None = None, cores: int = 8, vllm: bool = True) -> Machine:
+    hardware = load_hardware(gpu) if gpu else None
+    memory = hardware.memory_bytes if hardware else None
+    return Machine(num_gpus, gpu, memory, cores, 64 * 2**30, vllm, hardware)
+
+
+def reason(m: Machine, model: str, *, isl: int = 100, osl: int = 100, kind: str = "vllm", **args: Any) -> str | None:
+    spec = CellSpec.model_validate(
+        {
+            "model": model,
+            "weights": "dummy",
+            "engine": {"kind": kind, "args": args},
+            "load": {"kind": "offline", "batch_size": 8},
+            "workload": {"isl": isl, "osl": osl},
+        }
+    )
+    return why_not(make_cell({}, spec), m, load_model(model))
+
+
+def test_what_runs() -> None:
+    assert reason(machine(1, "H100-SXM"), "llama-3.1-8b") is None
+    assert reason(machine(4, "A100-80-SXM"), "llama-3.1-70b", tensor_parallel_size=4) is None
+    assert reason(machine(0, cores=2), "tiny-llama", tensor_parallel_size=2) is None
+
+
+@pytest.mark.parametrize(
+    ("m", "model", "args", "words"),
+    [
+        (machine(0, vllm=False), "tiny-llama", {}, "vLLM is not installed"),
+        (machine(2, "H100-SXM"), "llama-3.1-8b", {"tensor_parallel_size": 4}, "needs 4 GPUs, this machine has 2"),
+        (machine(0, cores=2), "tiny-llama", {"tensor_parallel_size": 4}, "needs 4 CPU ranks, this machine has 2 cores"),
+        (machine(8, "H100-SXM"), "llama-3.1-8b", {"tensor_parallel_size": 3}, "not divisible by"),
+        (machine(1, "H100-SXM"), "llama-3.1-70b", {}, ""),
+        (machine(1, "L4"), "qwen3-32b", {}, ""),
+        (machine(1, "H100-SXM"), "llama-3.1-8b", {"max_model_len": 100}, "max_model_len is 100"),
+        (machine(0), "llama-3.1-70b", {}, "of memory"),
+    ],
+)
+def test_what_does_not(m: Machine, model: str, args: dict[str, Any], words: str) -> None:
+    said = reason(m, model, **args)
+    assert said is not None and words in said
+    assert "\n" not in said and len(said) < 200
+
+
+def test_engines_elsewhere_are_never_refused() -> None:
+    spec = CellSpec.model_validate(
+        {
+            "model": "llama-3.1-70b",
+            "engine": {"kind": "endpoint", "url": "http://127.0.0.1:1"},
+            "load": {"kind": "closed_loop", "concurrency": 1},
+            "workload": {"isl": 10, "osl": 10},
+        }
+    )
+    assert why_not(make_cell({}, spec), machine(0, vllm=False), None) is None
+
+
+def test_the_estimate_grows_with_the_work() -> None:
+    def cell(batch: int, osl: int) -> Any:
+        return make_cell(
+            {},
+            CellSpec.model_validate(
+                {
+                    "model": "llama-3.1-8b",
+                    "engine": {"kind": "vllm"},
+                    "load": {"kind": "offline", "batch_size": batch},
+                    "workload": {"isl": 1000, "osl": osl},
+                }
+            ),
+        )
+
+    arch, m = load_model("llama-3.1-8b"), machine(1, "H100-SXM")
+    assert 0 < rough_run_s(cell(1, 100), m, arch) < rough_run_s(cell(1, 1000), m, arch)
+    assert rough_run_s(cell(8, 100), m, arch) < rough_run_s(cell(256, 100), m, arch)
