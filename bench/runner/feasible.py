@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.config.experiment import OfflineLoad, RampLoad, TraceLoad, mean_length_tokens
+from bench.config.experiment import RampLoad, TraceLoad, mean_length_tokens
 from bench.config.sweep import Cell
 from bench.runner.schedules import longest_sequence_tokens, num_measured, num_warmup
 from bench.store import RunReader
@@ -153,10 +153,11 @@ def rough_run_s(cell: Cell, machine: Machine, arch: ModelArch | None, past: tupl
         rate = CPU_FLOPS_PER_CORE * machine.num_cores
         step_s = weights / CPU_BYTES_PER_S + CPU_STEP_S + flops * batch / rate
         prefill_s_per_token = flops / rate
-    requests = num_warmup(spec) + num_measured(spec)
-    rounds = max(1.0, requests / batch)
-    if isinstance(spec.load, OfflineLoad) and batch > requests:
-        rounds = 1.0
-    seconds = rounds * (osl * step_s + batch * isl * prefill_s_per_token)
+    # with a minimum duration the run ends once both minima are met; the pool of requests is larger than what is used
+    counted = spec.stop.min_requests or batch if spec.stop.min_duration_s else num_measured(spec)
+    rounds = max(1.0, counted / batch)
+    per_round = osl * step_s + batch * isl * prefill_s_per_token
+    warm = per_round * min(1.0, num_warmup(spec) / batch)
+    seconds = rounds * per_round
     capped = min(seconds, spec.stop.max_duration_s or seconds)
-    return max(spec.stop.min_duration_s, capped) + RUN_OVERHEAD_S
+    return warm + max(spec.stop.min_duration_s, capped) + RUN_OVERHEAD_S
