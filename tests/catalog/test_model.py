@@ -248,3 +248,21 @@ def test_quant_names() -> None:
         quant_format("fp9")
     with pytest.raises(UnknownName):
         MODELS["llama-3.1-8b"].kv_bytes_per_token("fp3")
+
+
+@pytest.mark.parametrize("name", ASKED_FOR)
+def test_counts_and_configs_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    """The written config.json loads, and the model built from it (no memory is taken) has exactly our parameters."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = MODELS[name]
+    config = transformers.AutoConfig.from_pretrained(str(materialise(model, tmp_path)))
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    kind = transformers.AutoModelForImageTextToText if model.num_vision_params else transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        built = kind.from_config(config)
+    count = sum(p.numel() for p in built.parameters())
+    # DeepSeek's routing correction is a buffer there and a parameter in the checkpoint
+    count += sum(b.numel() for n, b in built.named_buffers() if n.endswith("e_score_correction_bias"))
+    assert count == model.num_params
