@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -89,7 +90,7 @@ def _prefill(case: Case, device: Device, seed: int) -> Prepared:
 
     def check() -> list[Check]:
         step = max(1, length // CHECKED_QUERY_ROWS)
-        rows = torch.unique(torch.tensor([*range(0, length, step), length - 1], device=q.device))
+        rows = torch.tensor(sorted({*range(0, length, step), length - 1}), device=q.device)
         got = call()  # [batch, length, heads, dim]
         some = range(min(batch, CHECKED_SEQUENCES))
         want = torch.stack([prefill_reference(q[b], k[b], v[b], rows) for b in some])
@@ -336,12 +337,24 @@ def choose_splits(batch: int, kv_heads: int, context: int, device: Device) -> in
 # ---- libraries -------------------------------------------------------------------------------------------------------
 
 
+#: Set to 1 to let FlashInfer compile its kernels on first use (minutes, with nvcc and ninja).
+FLASHINFER_JIT = "TOKENYIELD_FLASHINFER_JIT"
+
+
 def require_flashinfer(device: Device) -> Any:
-    """The flashinfer module. Raises Unsupported without it or without a GPU."""
+    """The flashinfer module.
+
+    Raises Unsupported without it, without a GPU, and where it would first have to compile its kernels for minutes: its
+    package ``flashinfer-jit-cache`` holds them ready-made.
+    """
     if device.kind != "cuda":
         raise Unsupported("flashinfer needs a GPU")
     if importlib.util.find_spec("flashinfer") is None:
         raise Unsupported("flashinfer is not installed")
+    if importlib.util.find_spec("flashinfer_jit_cache") is None and os.environ.get(FLASHINFER_JIT) != "1":
+        raise Unsupported(
+            f"flashinfer has no compiled kernels here: install flashinfer-jit-cache, or set {FLASHINFER_JIT}=1"
+        )
     import flashinfer
 
     return flashinfer
