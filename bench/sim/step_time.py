@@ -41,6 +41,8 @@ from bench.sim.op_times import (
     layer_tokens_s,
     prefill_attention_s,
 )
+from bench.sim.profile import Layout, Profile
+from bench.sim.user_kernels import KernelScales, read_kernel_scales
 
 TOKENS_PER_OCTAVE, NUM_TOKEN_KNOTS = 8, 8 * 15 + 1  # 1 .. 32,768 tokens
 ROWS_PER_OCTAVE, NUM_ROW_KNOTS = 4, 4 * 11 + 1  # 1 .. 2,048 sampled rows
@@ -124,40 +126,76 @@ def build_step_time(
     kv_cache_dtype: str | None = None,
     max_num_seqs: int = 256,
     enforce_eager: bool = False,
-    adjustments: Mapping[int, float] | None = None,
+    profile: Profile | None = None,
+    kernels: Path | None = None,
     shape: ModelShape | None = None,
 ) -> StepTime:
     """Step times of ``model`` served by vLLM on ``hardware``, under vLLM's own knob names.
 
     ``shape`` replaces the one derived from ``model`` and ``quantization`` (checkpoints that quantise parts alone).
-    ``adjustments`` (header position -> value) overwrites coefficients: that is how a calibration profile enters (see
-    ``bench/sim/calibrate.py``). Raises BadInput for a layout that vLLM could not run.
+    ``profile`` is a calibration on recorded runs (``bench/sim/calibrate.py``) and then decides. ``kernels`` is a result
+    of ``bench kernels`` from the device that is predicted; without a profile it corrects the shipped curves.
+
+    Raises BadInput for a layout that vLLM could not run, or a profile of another engine.
     """
     model.check_parallel(
         tensor_parallel_size, pipeline_parallel_size, tensor_parallel_size if enable_expert_parallel else 1
     )
-    fit = load_overheads()
-    capability = float(hardware.compute_capability) if hardware.compute_capability else None
-    curves = curves_for(hardware.name, capability)
-    device = Device(hardware, curves, fit.overheads)
-    cap = GRAPH_TOKENS_CAP_BLACKWELL if capability is not None and capability >= 10.0 else GRAPH_TOKENS_CAP
+    device = device_of(hardware)
+    scales = read_kernel_scales(kernels, device) if kernels is not None and profile is None else None
+    if scales is not None:
+        o = device.overheads
+        slower = {
+            "memory_slowdown": o.memory_slowdown * scales.memory,
+            "compute_slowdown": o.compute_slowdown * scales.compute,
+        }
+        device = dataclasses.replace(device, overheads=changed(o, **slower))
+    blackwell = float(hardware.compute_capability or 0) >= 10.0
+    graph_tokens = min(2 * max_num_seqs, GRAPH_TOKENS_CAP_BLACKWELL if blackwell else GRAPH_TOKENS_CAP)
     array = coefficients(
         shape or shape_of(model, quantization, kv_cache_dtype), device, tensor_parallel_size, pipeline_parallel_size,
-        enable_expert_parallel, graph_max_tokens=0 if enforce_eager else min(2 * max_num_seqs, cap),
+        enable_expert_parallel, 0 if enforce_eager or hardware.kind == "cpu" else graph_tokens,
     )  # fmt: skip
-    for position, value in (adjustments or {}).items():
+    if profile is not None:
+        asked = Layout(
+            profile.layout.model, hardware.name, tensor_parallel_size, pipeline_parallel_size, enable_expert_parallel,
+            quantization, kv_cache_dtype,
+        )  # fmt: skip
+        return _calibrated(profile, asked, array)
+    if scales is not None:
+        array[kernel.DECODE_ATTENTION_SCALE] = scales.decode_attention / scales.memory
+        array[kernel.PREFILL_ATTENTION_SCALE] = scales.prefill_attention / scales.compute
+    return _uncalibrated(device, scales, array)
+
+
+def device_of(hardware: Hardware) -> Device:
+    """The device with its shipped curves and fitted overheads."""
+    capability = float(hardware.compute_capability) if hardware.compute_capability else None
+    return Device(hardware, curves_for(hardware.name, capability), load_overheads().overheads)
+
+
+def _calibrated(profile: Profile, asked: Layout, array: np.ndarray) -> StepTime:
+    profile.check_layout(asked)
+    for position, value in profile.adjustments().items():
         array[position] = value
-    trust = "data-sheet" if curves.trust == "bare data sheet" else "shipped-curves"
-    key = {"own curves": "own-curves", "borrowed curves": "borrowed-curves", "bare data sheet": "data-sheet"}[
-        curves.trust
-    ]
+    overhead = (profile.request_before_s, profile.request_after_s)
+    return StepTime(profile.source, "user-runs", array, overhead, profile.intervals())
+
+
+def _uncalibrated(device: Device, scales: KernelScales | None, array: np.ndarray) -> StepTime:
+    fit, curves, name = load_overheads(), device.curves, device.hardware.name
+    trust, key = "shipped-curves", "own-curves"
     words = f"shipped efficiency curves of {curves.name} ({curves.source})"
     if curves.trust == "borrowed curves":
-        words = f"{words}; {curves.reason}: less trusted"
+        key, words = "borrowed-curves", f"{words}; {curves.reason}: less trusted"
     if curves.trust == "bare data sheet":
-        words = f"data sheet of {hardware.name} at flat utilisations; {curves.reason}"
+        trust = key = "data-sheet"
+        words = f"data sheet of {name} at flat utilisations; {curves.reason}"
+    if scales is not None:
+        trust, key = "user-kernels", "own-curves"
+        words = f"kernels measured on {name} ({sum(scales.num_cases)} cases, {scales.source}) over the {words}"
     intervals = {m: Interval(low, high, 0.90, fit.interval_basis) for m, (low, high) in fit.intervals[key].items()}
-    o = fit.overheads
+    o = device.overheads
     return StepTime(words, trust, array, (o.request_before_s, o.request_after_s), intervals)
 
 
@@ -225,8 +263,7 @@ def _header(model: ModelShape, device: Device, tp: int, graph_max_tokens: int) -
 
 def with_overheads(model: ModelShape, hardware: Hardware, overheads: Overheads, **layout: Any) -> np.ndarray:
     """Coefficients under other overheads: what the fit of the overheads itself evaluates."""
-    capability = float(hardware.compute_capability) if hardware.compute_capability else None
-    return coefficients(model, Device(hardware, curves_for(hardware.name, capability), overheads), **layout)
+    return coefficients(model, dataclasses.replace(device_of(hardware), overheads=overheads), **layout)
 
 
 def changed(overheads: Overheads, **values: float) -> Overheads:

@@ -41,7 +41,8 @@ NUM_PREFILL_KNOTS = 20
 NUM_PREFILL_LENGTH_KNOTS = 21
 GAP_S = 22
 GAP_PER_RUNNING_S = 23
-HEADER = 24
+GPU_PREFILL_FIXED_S = 24
+HEADER = 25
 
 
 def padded_tokens(tokens: float, graph_max_tokens: float) -> float:
@@ -126,7 +127,7 @@ def step_time_s(  # type: ignore[no-untyped-def]
             coef, prefill_start, int(coef[NUM_PREFILL_KNOTS]), int(coef[NUM_PREFILL_LENGTH_KNOTS]), per_octave,
             queries, prefill_pairs / queries,
         )  # fmt: skip
-        gpu += coef[GPU_PER_PREFILL_TOKEN_S] * queries
+        gpu += coef[GPU_PER_PREFILL_TOKEN_S] * queries + coef[GPU_PREFILL_FIXED_S]
 
     host = (
         coef[HOST_FIXED_S]

@@ -1,0 +1,84 @@
+"""``bench calibrate RUN...``: fit the step-time model to recorded runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from bench.sim.profile import Profile
+    from bench.store import RunReader
+
+
+@click.command("calibrate")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--name", help="Name of the profile. Default: the experiment's name.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("results/profiles"), show_default=True, help="Folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def command(runs: tuple[Path, ...], name: str | None, out: Path, as_json: bool) -> None:
+    """Fit the step-time model to the engine steps of RUNS and write a profile for `bench predict`.
+
+    RUNS are run folders, or folders of cells or experiments with runs below them; only complete measured ones count.
+    The error printed is cross-validated: every cell is predicted by a fit that never saw it.
+    """
+    from bench.sim.calibrate import calibrate
+    from bench.sim.profile import save_profile
+
+    found = find_runs(runs)
+    chosen = name or str(found[0].manifest.get("experiment") or "profile")
+    profile = calibrate(found, chosen)
+    path = save_profile(profile, out)
+    if as_json:
+        click.echo(path.read_text(encoding="utf-8").rstrip())
+        return
+    _print(profile)
+    click.echo(f"\nwrote {path}")
+
+
+def find_runs(paths: tuple[Path, ...]) -> list[RunReader]:
+    """Complete runs at or below ``paths``. Raises BadInput when there is none."""
+    from bench.errors import BadInput
+    from bench.store import MANIFEST, RunReader
+
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise BadInput("no such folder", where=str(path), next_step="name a run, a cell or an experiment's folder")
+        for manifest in [path / MANIFEST] if (path / MANIFEST).is_file() else sorted(path.rglob(MANIFEST)):
+            run = RunReader.open(manifest.parent)
+            if run.status == "complete":
+                found.append(run)
+    if not found:
+        raise BadInput("no complete runs here", where=str(paths[0]), next_step="run `bench run` first")
+    return found
+
+
+def _print(profile: Profile) -> None:
+    p, errors = profile.parameters, profile.errors
+    layout = profile.layout
+    click.echo(
+        f"{profile.num_steps:,} steps of {len(profile.runs)} runs: {layout.model} on {layout.hardware}, TP {layout.tensor_parallel_size}"
+    )
+    click.echo(f"  projections, MLP, norms, all-reduce   x {p['linear_scale']:.3g} of the uncalibrated model")
+    click.echo(f"  decode attention                      x {p['decode_attention_scale']:.3g}")
+    click.echo(f"  prefill attention                     x {p['prefill_attention_scale']:.3g}")
+    click.echo(
+        f"  fixed per step                        {p['fixed_s'] * 1e3:.3g} ms, {p['prefill_fixed_s'] * 1e3:.3g} ms more with prompts"
+    )
+    click.echo(f"  per request in a step                 {p['per_request_s'] * 1e6:.3g} µs")
+    click.echo(f"  per prompt token                      {p['per_prefill_token_s'] * 1e6:.3g} µs")
+    click.echo(f"cross-validated ({errors['method']}):")
+    click.echo(
+        f"  single steps    median {errors['step_median_ape']:.1%}, 90th percentile {errors['step_p90_ape']:.1%}"
+    )
+    click.echo(f"  time of a cell  mean {errors['cell_time_mean_ape']:.1%}")
+    for cell, error in errors["cells"].items():
+        click.echo(f"    {error:+7.1%}  {cell}")
+    interval = profile.intervals()["tpot"]
+    click.echo(
+        f"90 % interval of a predicted TPOT: {interval.low_ratio:.2f} to {interval.high_ratio:.2f} of it ({interval.basis})"
+    )

@@ -1,0 +1,151 @@
+"""A calibrated engine as a small readable file: ``results/profiles/<name>.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BadInput
+from bench.sim import step_time_kernel as kernel
+from bench.sim.interface import Interval
+from bench.store import write_json_atomically
+
+SCHEMA_VERSION = 1
+#: Coefficients of the calibrated step time; see bench/sim/calibrate.py.
+PARAMETERS = (
+    "linear_scale", "decode_attention_scale", "prefill_attention_scale", "fixed_s", "per_request_s",
+    "per_prefill_token_s", "prefill_fixed_s",
+)  # fmt: skip
+_LEAST_INTERVAL_RATIO = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the recorded engine was; a profile holds for engines of the same layout. Names are vLLM's own."""
+
+    model: str
+    hardware: str
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    max_num_seqs: int = 256
+    enforce_eager: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A calibrated engine: what ``results/profiles/<name>.json`` holds.
+
+    ``parameters`` are those of :data:`PARAMETERS`; ``errors`` the cross-validated ones: ``step_median_ape`` and
+    ``step_p90_ape`` of single steps, ``cell_time_mean_ape`` of the summed time of a left-out cell, and per cell its
+    signed error. ``request_before_s`` and ``request_after_s`` are the recorded medians, 0 where not recorded.
+    """
+
+    name: str
+    layout: Layout
+    parameters: dict[str, float]
+    errors: dict[str, Any]
+    num_steps: int
+    runs: tuple[str, ...]
+    created_utc: str
+    engine_version: str = ""
+    request_before_s: float = 0.0
+    request_after_s: float = 0.0
+    num_kv_blocks: int | None = None
+    block_size: int | None = None
+    schema_version: int = SCHEMA_VERSION
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        return f"calibrated on {len(self.runs)} recorded runs of {self.layout.model} on {self.layout.hardware} (profile {self.name})"
+
+    def adjustments(self) -> dict[int, float]:
+        """Header positions of ``step_time_kernel`` and their calibrated values.
+
+        Recorded periods contain the host's share, so that nothing of it is added once more.
+        """
+        p, k = self.parameters, kernel
+        return {
+            k.LINEAR_SCALE: p["linear_scale"],
+            k.DECODE_ATTENTION_SCALE: p["decode_attention_scale"],
+            k.PREFILL_ATTENTION_SCALE: p["prefill_attention_scale"],
+            k.GPU_FIXED_S: p["fixed_s"],
+            k.GPU_PER_REQUEST_S: p["per_request_s"],
+            k.GPU_PER_PREFILL_TOKEN_S: p["per_prefill_token_s"],
+            k.GPU_PREFILL_FIXED_S: p["prefill_fixed_s"],
+            k.HOST_FIXED_S: 1e-6,
+            k.HOST_PER_RUNNING_S: 0.0,
+            k.HOST_PIECEWISE_S: 0.0,
+            k.HOST_EAGER_S: 0.0,
+            k.HOST_PER_PREFILL_REQUEST_S: 0.0,
+            k.GAP_S: 0.0,
+            k.GAP_PER_RUNNING_S: 0.0,
+            k.SKEW_RATIO: 0.0,
+        }
+
+    def intervals(self) -> dict[str, Interval]:
+        """90 % intervals from the left-out cells: their spread, t-like widened for how few they are."""
+        signed = [float(e) for e in self.errors["cells"].values()]
+        n = max(len(signed), 1)
+        spread = math.sqrt(sum(e * e for e in signed) / n) if signed else 0.1
+        width = max(_LEAST_INTERVAL_RATIO, 1.645 * spread * math.sqrt(1 + 2 / n))
+        basis = f"{n} cells of {len(self.runs)} recorded runs, each predicted without itself"
+        return {
+            m: Interval(max(0.05, 1 - factor * width), 1 + factor * width, 0.90, basis)
+            for m, factor in (("tpot", 1.0), ("output_tokens_per_s", 1.0), ("ttft", 2.0))
+        }
+
+    def check_layout(self, layout: Layout) -> None:
+        """Raises BadInput when ``layout`` is another engine than the calibrated one."""
+        for name in (
+            "model",
+            "hardware",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "quantization",
+            "kv_cache_dtype",
+        ):
+            mine, asked = getattr(self.layout, name), getattr(layout, name)
+            if mine != asked and not {mine, asked} <= {None, "auto"}:
+                raise BadInput(
+                    f"profile {self.name} was calibrated with {name} {mine}, not {asked}",
+                    next_step="calibrate on runs of that engine, or predict without the profile",
+                )
+
+
+def save_profile(profile: Profile, folder: Path) -> Path:
+    """Write ``<folder>/<name>.json`` and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{profile.name}.json"
+    write_json_atomically(path, asdict(profile))
+    return path
+
+
+def load_profile(path: Path) -> Profile:
+    """Read a profile. Raises BadInput where it is none, or of a newer version."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if int(data["schema_version"]) > SCHEMA_VERSION:
+            raise BadInput(
+                f"written by a newer version ({data['schema_version']})", where=str(path), next_step="update"
+            )
+        data["layout"] = Layout(**data["layout"])
+        data["runs"] = tuple(data["runs"])
+        profile = Profile(**data)
+        if set(profile.parameters) != set(PARAMETERS) or not all(v >= 0 for v in profile.parameters.values()):
+            raise ValueError("parameters are missing or negative")
+        return profile
+    except OSError as e:
+        raise BadInput(
+            f"cannot read: {e.strerror}", where=str(path), next_step="write one with `bench calibrate`"
+        ) from e
+    except (KeyError, TypeError, ValueError) as e:
+        raise BadInput(
+            f"not a calibration profile: {e}", where=str(path), next_step="write one with `bench calibrate`"
+        ) from e

@@ -1,0 +1,184 @@
+"""Calibration: it finds what made the steps, says how well, and refuses what cannot be decided."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bench.catalog.hardware import load_hardware
+from bench.catalog.model import load_model
+from bench.cli.calibrate import command
+from bench.errors import BadInput
+from bench.records import EngineInfo, EngineStep, RequestRecord
+from bench.sim import step_time_kernel as kernel
+from bench.sim.calibrate import base_array, calibrate, design, solve, steps_of_runs
+from bench.sim.profile import PARAMETERS, Layout, load_profile, save_profile
+from bench.sim.step_time import build_step_time
+from bench.store import RunReader, RunWriter
+
+CPU = Layout("tiny-llama", load_hardware("cpu").name, enforce_eager=True)
+TRUTH = dict(zip(PARAMETERS, (2.0, 3.0, 1.5, 2e-3, 5e-5, 1e-6, 1e-3), strict=True))
+
+
+def true_time_s(prefill: tuple[int, int], decode: tuple[int, int]) -> float:
+    """Seconds of a step by a known machine: (prompts, tokens each), (decodes, context each)."""
+    array, _, _ = base_array(CPU)
+    k, p = kernel, TRUTH
+    for position in (k.HOST_FIXED_S, k.GAP_S, k.GAP_PER_RUNNING_S, k.SKEW_RATIO):
+        array[position] = 0.0
+    for position, name in (
+        (k.LINEAR_SCALE, "linear_scale"), (k.DECODE_ATTENTION_SCALE, "decode_attention_scale"),
+        (k.PREFILL_ATTENTION_SCALE, "prefill_attention_scale"), (k.GPU_FIXED_S, "fixed_s"),
+        (k.GPU_PER_REQUEST_S, "per_request_s"), (k.GPU_PER_PREFILL_TOKEN_S, "per_prefill_token_s"),
+        (k.GPU_PREFILL_FIXED_S, "prefill_fixed_s"),
+    ):  # fmt: skip
+        array[position] = p[name]
+    n, each = prefill
+    b, context = decode
+    return kernel.step_time_s(array, n, n * each, n * each * (each + 1) / 2, 0, b, b * context, context, n + b)[0]
+
+
+def write_run(
+    root: Path,
+    batch: int,
+    isl: int,
+    *,
+    origin: str = "measured",
+    noise: float = 0.02,
+    seed: int = 0,
+    tp: int = 1,
+    num_steps: int = 80,
+) -> Path:
+    """A run folder with the steps that the known machine would have taken."""
+    rng = np.random.default_rng(seed)
+    folder = root / "exp" / f"bs{batch}-{isl}-tp{tp}" / "run-1-20260101T000000Z"
+    manifest = {
+        "experiment": "exp", "cell_id": folder.parent.name, "origin": origin,
+        "cell": {"model": "tiny-llama", "engine": {"kind": "vllm", "args": {"enforce_eager": True, "tensor_parallel_size": tp}}},
+        "engine": dataclasses.asdict(EngineInfo("vllm", "0.32.0", {"enforce_eager": True}, 0, num_kv_blocks=512, block_size=128)),
+    }  # fmt: skip
+    writer = RunWriter(folder, manifest)
+    t = 0.0
+    for i in range(num_steps):
+        prompt = i % 20 == 0
+        prefill, decode = ((batch, isl), (0, 0)) if prompt else ((0, 0), (batch, isl + i % 20))
+        step_s = true_time_s(prefill, decode) * (1 + noise * rng.standard_normal())
+        t += step_s
+        writer.append_step(
+            EngineStep(
+                i, t, None if i == 0 else step_s, batch, 0, 0.1, batch * isl if prompt else 0, 0 if prompt else batch,
+                batch if prompt else 0, 0 if prompt else batch, 0 if prompt else batch * (isl + i % 20 - 1),
+            )
+        )  # fmt: skip
+    writer.append_request(
+        RequestRecord(0, "measured", isl, 20, 0.0, 0.0, 0.11, 1.0, 1.0, queued_s=0.004, engine_first_token_s=0.109)
+    )
+    writer.finish("complete")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[RunReader]:
+    folders = [write_run(tmp_path, b, isl, seed=b) for b, isl in ((1, 64), (4, 64), (16, 64), (4, 256), (16, 256))]
+    return [RunReader.open(f) for f in folders]
+
+
+def test_it_finds_the_machine_that_made_the_steps(runs: list[RunReader]) -> None:
+    profile = calibrate(runs, "p")
+    built = build_step_time(load_model("tiny-llama"), load_hardware("cpu"), enforce_eager=True, profile=profile)
+    assert built.trust == "user-runs" and "5 recorded runs" in built.source
+    # loads that were never recorded
+    for prefill, decode in (((0, 0), (8, 100)), ((2, 128), (0, 0)), ((1, 200), (8, 90)), ((0, 0), (12, 300))):
+        n, each = prefill
+        b, context = decode
+        found = kernel.step_time_s(
+            built.coefficients(), n, n * each, n * each * (each + 1) / 2, 0, b, b * context, context, n + b
+        )
+        assert found[0] == pytest.approx(true_time_s(prefill, decode), rel=0.06)
+    assert built.request_overhead_s() == (pytest.approx(0.004), pytest.approx(0.001))
+
+
+def test_the_error_is_of_cells_left_out(runs: list[RunReader]) -> None:
+    errors = calibrate(runs, "p").errors
+    assert errors["method"] == "leave one cell out" and len(errors["cells"]) == 5
+    assert errors["step_median_ape"] < 0.05
+    # a machine that behaves otherwise at one batch size shows in the error
+    steps = steps_of_runs(runs)
+    odd = dataclasses.replace(steps, time_s=np.where(steps.cell == 0, steps.time_s * 2, steps.time_s))
+    from bench.sim.calibrate import cross_validate
+
+    assert (
+        cross_validate(design(odd, base_array(CPU)[0]), odd, False)["cell_time_mean_ape"]
+        > 3 * errors["cell_time_mean_ape"]
+    )
+
+
+def test_a_stray_slow_step_does_not_bend_the_fit(runs: list[RunReader]) -> None:
+    steps = steps_of_runs(runs)
+    matrix = design(steps, base_array(CPU)[0])
+    clean = matrix @ solve(matrix, steps.time_s, False)
+    slow = steps.time_s.copy()
+    slow[::25] *= 10
+    assert np.median(np.abs(matrix @ solve(matrix, slow, False) / clean - 1)) < 0.03
+
+
+def test_parameters_are_never_negative(runs: list[RunReader]) -> None:
+    assert all(v >= 0 for v in calibrate(runs, "p").parameters.values())
+
+
+def test_one_batch_size_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    run = RunReader.open(write_run(tmp_path, 4, 64, num_steps=160))
+    with pytest.raises(BadInput, match=r"at least 3 batch sizes.*found: 4.*prompts of different lengths"):
+        calibrate([run], "p")
+
+
+def test_too_few_steps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="at least 60"):
+        calibrate([RunReader.open(write_run(tmp_path, 4, 64, num_steps=20))], "p")
+
+
+def test_simulated_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="only measured runs"):
+        calibrate([RunReader.open(write_run(tmp_path, 4, 64, origin="simulated"))], "p")
+
+
+def test_runs_of_two_engines_are_refused(tmp_path: Path) -> None:
+    two = [RunReader.open(write_run(tmp_path, 4, 64, tp=tp)) for tp in (1, 2)]
+    with pytest.raises(BadInput, match="tensor_parallel_size: 1 and 2"):
+        calibrate(two, "p")
+
+
+def test_a_profile_survives_the_disk_and_refuses_other_engines(runs: list[RunReader], tmp_path: Path) -> None:
+    profile = calibrate(runs, "p")
+    path = save_profile(profile, tmp_path / "profiles")
+    assert load_profile(path) == profile
+    assert path.stat().st_size < 4096
+    with pytest.raises(BadInput, match="tensor_parallel_size 1, not 2"):
+        build_step_time(load_model("tiny-llama"), load_hardware("cpu"), tensor_parallel_size=2, profile=profile)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 99}', "not json"])
+def test_a_broken_profile_is_one_clear_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=r"p\.json"):
+        load_profile(path)
+
+
+def test_the_command_prints_the_error_and_writes_the_profile(runs: list[RunReader], tmp_path: Path) -> None:
+    root = runs[0].folder.parents[1]
+    result = CliRunner().invoke(command, [str(root), "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "leave one cell out" in result.output and "exp.json" in result.output
+    as_json = CliRunner().invoke(command, [str(root), "--out", str(tmp_path / "out"), "--json"], catch_exceptions=False)
+    assert json.loads(as_json.output)["errors"]["method"] == "leave one cell out"
+
+
+def test_the_command_refuses_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no complete runs"):
+        CliRunner().invoke(command, [str(tmp_path)], catch_exceptions=False)
