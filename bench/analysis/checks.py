@@ -33,6 +33,7 @@ ERROR_SERIOUS_RATIO = 0.05
 LATENESS_WARNING_S = 0.010
 PREFIX_HIT_RATIO = 0.01
 SPREAD_RATIO = 0.05
+KV_SPREAD_RATIO = 0.02
 #: Below this share of both peaks something other than the device sets the pace.
 FAR_BELOW_RATIO = 0.30
 
@@ -221,6 +222,10 @@ def cell_warnings(facts: RunFacts, runs: Sequence[RunSummary], estimates: dict[s
     if facts.origin == "measured" and len(runs) < MIN_RUNS:
         text = f"{len(runs)} run{'s' if len(runs) > 1 else ''}: too few for an interval worth trusting"
         out.append(Warning_("too-few-runs", text, f"set repeats: {MIN_RUNS} or more", "warning", facts.cell_id))
+    kv = [v for r in runs if (v := r.counts.get("kv_capacity_tokens"))]
+    if kv and max(kv) > (1 + KV_SPREAD_RATIO) * min(kv):
+        text = f"KV-cache capacity differs from engine start to engine start ({min(kv):,.0f} to {max(kv):,.0f} tokens)"
+        out.append(Warning_("kv-capacity-differs", text, "free the GPU of other processes before each start", "warning", facts.cell_id))
     rates = [r.values["output_tokens_per_s"] for r in runs if "output_tokens_per_s" in r.values]
     if len(rates) >= 2 and np.mean(rates) > 0:
         spread = float(np.std(rates, ddof=1) / np.mean(rates))

@@ -119,6 +119,10 @@ def run_facts(run: RunReader) -> RunFacts:
     )
 
 
+#: May differ between engine starts of one configuration: seeds, ports, and what vLLM finds by profiling its memory.
+_FREE_ARGS = frozenset({"seed", "port", "host", "num_gpu_blocks", "kv_cache_size_tokens"})
+
+
 def checked_metadata(facts: RunFacts) -> dict[str, Any]:
     """What must be equal in runs that are put together: key -> value. Seeds and times are free to differ."""
     engine = facts.engine
@@ -129,7 +133,7 @@ def checked_metadata(facts: RunFacts) -> dict[str, Any]:
         "engine.version": engine.get("version"),
         "engine.num_gpus": facts.num_gpus,
     }
-    args = {k: v for k, v in _mapping(engine.get("effective_args")).items() if k not in ("seed", "port", "host")}
+    args = {k: v for k, v in _mapping(engine.get("effective_args")).items() if k not in _FREE_ARGS}
     out |= {f"engine.effective_args.{k}": v for k, v in sorted(args.items())}
     out |= {f"fingerprint.{k}": v for k, v in sorted(facts.fingerprint.items())}
     if facts.spec is not None:

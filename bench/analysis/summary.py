@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from bench.roofline import Ceilings
 
 #: Raised whenever a formula changes, so that stored summaries are made anew.
-ANALYSIS_VERSION = 1
+ANALYSIS_VERSION = 2
 _MAY_BE_NEGATIVE = frozenset({"energy_net_j_per_output_token"})
 
 
@@ -139,6 +140,9 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
     values |= devices.values
     absent |= devices.absent
     counts |= devices.counts
+    kv = facts.engine.get("kv_capacity_tokens")
+    if kv:
+        counts["kv_capacity_tokens"] = float(kv)
     model = efficiency(facts, steps, window, against.ceilings)
     values |= model.values
     absent |= model.absent
@@ -360,14 +364,24 @@ def refuse_unlike(facts: Sequence[RunFacts]) -> None:
 
 
 def combine(summaries: Sequence[RunSummary]) -> tuple[dict[str, Estimate], dict[str, str]]:
-    """(estimates by metric, why the others are absent). A metric that some runs lack is estimated from those that have it."""
+    """(estimates by metric, why the others are absent).
+
+    A metric that some runs lack is estimated from those that have it; a percentile only if every run allows it.
+    """
     estimates: dict[str, Estimate] = {}
     absent: dict[str, str] = {}
     for summary in summaries:
         absent |= summary.absent
     for key, definition in m.METRICS.items():
         values = [s.values[key] for s in summaries if key in s.values]
-        if values:
+        if values and _is_percentile(key) and len(values) < len(summaries):
+            # from part of the runs it would not fit beside the others: a p99 of long runs below the p95 of all
+            absent.setdefault(key, f"only {len(values)} of {len(summaries)} runs allow it")
+        elif values:
             estimates[key] = estimate(values, definition.unit, nonnegative=key not in _MAY_BE_NEGATIVE)
             absent.pop(key, None)
     return estimates, absent
+
+
+def _is_percentile(key: str) -> bool:
+    return re.search(r"_p\d+_s$", key) is not None

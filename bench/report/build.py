@@ -19,7 +19,7 @@ from bench.decide.device_price import device_price
 from bench.records import Estimate, Warning_
 from bench.report import answers as words
 from bench.report import figures, tables
-from bench.report.collect import Collected, collect
+from bench.report.collect import Collected, collect, measured_ceilings, planned_experiment
 from bench.report.layout import Layout, Placed, lay_out
 from bench.report.model import Chart, Doubt, Report, Table
 from bench.report.timeline import timeline
@@ -36,7 +36,7 @@ class Options:
     slo: str | None = None
 
 
-def build(folder: Path, options: Options | None = None, ceilings: Any = None) -> tuple[Report, Collected, Layout]:
+def build(folder: Path, options: Options | None = None) -> tuple[Report, Collected, Layout]:
     """Read the results in ``folder`` and make the report.
 
     Raises:
@@ -44,7 +44,7 @@ def build(folder: Path, options: Options | None = None, ceilings: Any = None) ->
     """
     options = options or Options()
     slo = slo_of(folder, options)
-    data = collect(folder, Yardsticks(slo, ceilings))
+    data = collect(folder, Yardsticks(slo, measured_ceilings(folder)))
     layout = lay_out(data.summaries)
     utilisation = options.utilisation or (data.experiment.utilisation if data.experiment is not None else 0.5)
     full, stated, price, price_doubts, no_price = _costs(data, options, utilisation)
@@ -73,8 +73,6 @@ def build(folder: Path, options: Options | None = None, ceilings: Any = None) ->
 
 def slo_of(folder: Path, options: Options) -> Slo | None:
     """The SLO that goodput is counted against: the option's, else the experiment's."""
-    from bench.report.collect import planned_experiment
-
     experiment = planned_experiment(folder)
     text = options.slo or (experiment.slo if experiment is not None else None)
     return load_slo(text) if text else None

@@ -141,7 +141,7 @@ def _panel(ax: Axes, panel: Panel) -> None:
     if panel.title:
         ax.set_title(panel.title)
     points = [p for line in panel.lines for p in line.points]
-    ys = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
+    ys = [v for p in points for v in ((p.y,) if panel.kind == "scatter" else (p.y, p.low, p.high)) if v is not None]
     if panel.reference is not None:
         ys.append(panel.reference[0])
     if panel.y.scale == "log":  # an interval that reaches down to 0 must not stretch a log axis

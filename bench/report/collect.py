@@ -14,6 +14,7 @@ from bench.catalog.yaml_source import looks_like_path
 from bench.config.experiment import CellSpec, Experiment
 from bench.errors import BadInput, BenchError
 from bench.report.model import Failure
+from bench.roofline import Ceilings, load_kernel_ceilings
 from bench.runner.results import PLAN, RESOLVED, experiment_folder, runs_root
 from bench.store import RunReader, list_cells, list_runs
 
@@ -115,6 +116,28 @@ def collect(folder: Path, against: Yardsticks | None = None) -> Collected:
         resolved_text=_text(folder / RESOLVED),
         runs=by_cell,
     )
+
+
+def measured_ceilings(folder: Path) -> Ceilings | None:
+    """The newest result of `bench kernels` for the CPU that this experiment ran on, or None.
+
+    Looked for in ``results/kernels/`` beside ``results/runs/``; the CPU's model name must be the same.
+    """
+    cpus = {str((r.manifest.get("provenance") or {}).get("cpu", {}).get("model")) for c in list_cells(folder) for r in list_runs(c)[:1]}
+    found = []
+    for path in (folder.resolve().parent.parent / "kernels").glob("*/*/summary.json"):
+        try:
+            device = json.loads(path.read_text(encoding="utf-8")).get("device") or {}
+        except (OSError, ValueError, AttributeError):
+            continue
+        if device.get("kind") == "cpu" and str(device.get("name")) in cpus:
+            found.append(path)
+    for path in sorted(found, key=lambda p: p.parent.name, reverse=True):
+        try:
+            return load_kernel_ceilings(path)
+        except BenchError:
+            continue
+    return None
 
 
 def planned_experiment(folder: Path) -> Experiment | None:

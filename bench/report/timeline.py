@@ -71,7 +71,9 @@ def timeline(data: Collected, layout: Layout) -> Chart | None:
     if any(not p.summary.facts.on_gpu for p, _, _, _ in runs):
         answer += " Utilisation and memory are the whole host's."
     label = origin_label([p.summary for p in layout.placed])
-    return Chart("timeline", "Utilisation, memory and power over time", answer, timeline=Timeline(panels, tuple(spans)), origin_label=label)
+    words = [title.split(" (")[0].lower() for c, _, title in _COLUMNS if series[c]]
+    heading = (", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]).capitalize() + " over time"
+    return Chart("timeline", heading, answer, timeline=Timeline(panels, tuple(spans)), origin_label=label)
 
 
 def _runs_in_order(data: Collected, layout: Layout) -> list[tuple[Placed, RunSummary, RunReader, float]]:

@@ -117,3 +117,9 @@ def test_dummy_weights_say_what_does_not_hold(tmp_path: Path) -> None:
     assert "MoE routing" in text and "speculative acceptance" in text
     assert EXPERIMENT["weights"] == "dummy"
     assert "simulated" not in {w.code for w in summarise_cell([run]).warnings}
+
+
+def test_kv_capacity_that_changes_between_starts_is_told() -> None:
+    rows = [summary(run=f"run-{i}", counts={"kv_capacity_tokens": kv}) for i, kv in enumerate([400_000.0, 401_000.0, 390_000.0])]
+    assert "kv-capacity-differs" in {w.code for w in cell_warnings(facts(), rows, {})}
+    assert "kv-capacity-differs" not in {w.code for w in cell_warnings(facts(), rows[:2], {})}

@@ -11,6 +11,7 @@ from bench.analysis.frames import cells_frame, requests_frame, runs_frame
 from bench.analysis.summary import (
     RunSummary,
     Yardsticks,
+    combine,
     stored_summary,
     summarise_cell,
     summarise_run,
@@ -152,3 +153,13 @@ def test_frames(runs: list[RunReader]) -> None:
     assert row["value"] == summary.estimates["output_tokens_per_s"].value and row["origin"] == "simulated"
     assert len(runs_frame([summary])) == 3
     assert requests_frame(runs[0].requests())["tpot_s"].notna().all()
+
+
+def test_a_percentile_needs_every_run(tmp_path: Path) -> None:
+    def summary(run: str, **values: float) -> RunSummary:
+        return RunSummary("x", "c", run, 1, "measured", "", None, values)
+
+    rows = [summary("a", ttft_p95_s=0.4, ttft_p99_s=0.3, power_w=100.0), summary("b", ttft_p95_s=0.5)]
+    estimates, absent = combine(rows)
+    assert "ttft_p99_s" not in estimates and "1 of 2 runs" in absent["ttft_p99_s"]
+    assert estimates["ttft_p95_s"].num_runs == 2 and estimates["power_w"].num_runs == 1
