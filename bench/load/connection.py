@@ -51,6 +51,7 @@ class Connection:
         "opened_ns",
         "outgoing",
         "parsed",
+        "reader",
         "ready",
         "retry_after_s",
         "reused",
@@ -74,6 +75,7 @@ class Connection:
         self.connect_ns = 0
         self.last_read_ns = 0
         self.tls: ssl.SSLObject | None = None
+        self.reader: Callable[[], None] | None = None
         self.reset_response()
 
     def reset_response(self) -> None:
@@ -118,12 +120,14 @@ class Connection:
             return
         context = self.client.tls_context
         if context is None:
-            self.client.loop.add_reader(self.sock, self._plain_reader())
+            self.reader = self._plain_reader()
+            self.client.loop.add_reader(self.sock, self.reader)
             self._opened()
             return
         self.tls_in, self.tls_out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.tls_in, self.tls_out, server_hostname=self.client.target.host)
-        self.client.loop.add_reader(self.sock, self._tls_reader())
+        self.reader = self._tls_reader()
+        self.client.loop.add_reader(self.sock, self.reader)
         self._handshake()
 
     def _handshake(self) -> None:
@@ -266,6 +270,16 @@ class Connection:
         if closed and not self.dead:
             self.ended()
 
+    def drain(self) -> None:
+        """Read until nothing is left, without waiting for the event loop to say so."""
+        for _ in range(1000):
+            before = len(self.ends) + self.base
+            if self.dead or self.reader is None:
+                return
+            self.reader()
+            if len(self.ends) + self.base == before:
+                return
+
     # Where the response ends
 
     def perhaps_complete(self) -> None:
@@ -346,7 +360,7 @@ class Connection:
         else:
             self.lost("reset", "closed before the response was complete")
 
-    def check(self, now_ns: int, first_ns: int, stall_ns: int, timeout_ns: int) -> None:
+    def check(self, now_ns: int, first_ns: int, stall_ns: int, timeout_ns: int, look: bool) -> None:
         """The watchdog's look (every tick): limits on the first body byte, on pauses after it and on the whole; ends that
         did not look like one; long responses."""
         if self.item < 0 or not self.ready:
@@ -354,8 +368,12 @@ class Connection:
         reads = len(self.ends) + self.base
         if reads != self.idle_reads:
             self.idle_reads, self.last_read_ns = reads, now_ns
-        elif self.framing == Framing.CHUNKED:
-            self._walk()  # quiet since the last tick: an end that did not look like one would be here
+        else:
+            # Quiet since the last tick: an end that did not look like one, or a reset that nobody told us of.
+            if self.framing == Framing.CHUNKED:
+                self._walk()
+            if look and self.item >= 0 and not self.dead:
+                self.drain()
             if self.item < 0 or self.dead:
                 return
         if len(self.buf) > PART_BYTES:

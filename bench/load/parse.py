@@ -269,7 +269,9 @@ def parse_outcome(
     answer, parsed = Answer(), None
     if len(outcome.data):
         parsed = parse_pieces(outcome.pieces())
-        if outcome.error is None and parsed.error is None and not (parsed.done or outcome.until_close):
+        if outcome.error is None and parsed.error is not None:
+            answer.fail("malformed_http", parsed.error)
+        elif outcome.error is None and not (parsed.done or outcome.until_close):
             answer.fail("malformed_http", "the end of the response was not where it seemed to be")
         first = answer.error, answer.detail
         answer = read_answer(outcome, parsed) if parsed.headers_done else answer
