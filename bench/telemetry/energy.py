@@ -115,9 +115,10 @@ def window_energy(series: Series, start_s: float, end_s: float) -> WindowEnergy:
     reach_s = _MAX_EXTRAPOLATED_PERIODS * period_s
     if start_s < points_s[0] - reach_s or end_s > points_s[-1] + reach_s:
         return refuse("the window is not covered by samples of the energy counter")
-    values, slopes_w = _interpolate(points_s, points_j, np.array([start_s, end_s]))
+    values, slopes_w, gaps_s = _interpolate(points_s, points_j, np.array([start_s, end_s]))
     energy_j = float(values[1] - values[0])
-    uncertainty_j = float(period_s * (slopes_w[0] + slopes_w[1]))
+    # where ticks were missed the counter's changes were seen later than a period: the gap itself bounds the error
+    uncertainty_j = float(np.sum(slopes_w * np.maximum(period_s, gaps_s)))
     result = WindowEnergy(series.device, start_s, end_s, energy_j, uncertainty_j, period_s, integrated)
     return WindowEnergy(
         series.device, start_s, end_s, energy_j, uncertainty_j, period_s, integrated, warnings=_doubts(result)
@@ -144,12 +145,12 @@ def _unbroken(times: Array, counter: Array, at_s: float) -> tuple[Array, Array]:
     return times[part], counter[part]
 
 
-def _interpolate(points_s: Array, points_j: Array, at_s: Array) -> tuple[Array, Array]:
-    """(counter, power) at ``at_s``; beyond the outermost points their next segment goes on."""
+def _interpolate(points_s: Array, points_j: Array, at_s: Array) -> tuple[Array, Array, Array]:
+    """(counter, power, seconds between the changes around it) at ``at_s``; beyond the outermost points their next segment goes on."""
     segment = np.clip(np.searchsorted(points_s, at_s, side="right") - 1, 0, len(points_s) - 2)
     gaps_s = np.maximum(points_s[segment + 1] - points_s[segment], 1e-9)
     slopes_w = (points_j[segment + 1] - points_j[segment]) / gaps_s
-    return points_j[segment] + slopes_w * (at_s - points_s[segment]), slopes_w
+    return points_j[segment] + slopes_w * (at_s - points_s[segment]), slopes_w, gaps_s
 
 
 def integrate_power(series: Series, start_s: float, end_s: float) -> float | None:

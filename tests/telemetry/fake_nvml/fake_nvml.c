@@ -7,6 +7,7 @@
  *     num_gpus 8                     t0_monotonic_s 123.5 (origin of time; default: nvmlInit)
  *     init_error 9                   driver 570.86.15
  *     gpu <index|*> <key> <value>    see `set` below
+ * lost_file and error_file name files: while they exist the GPU is lost, or its field calls fail.
  * A power of P watts from t=0 and Q watts from t=step gives the exact energy that a test can compute for itself.
  */
 #include <stdint.h>
@@ -37,12 +38,12 @@ typedef struct { char busIdLegacy[16]; unsigned int domain, bus, device, pciDevi
 
 typedef struct {
     int index;
-    char uuid[64], name[64];
-    double power_w, step_at_s, step_power_w, energy_period_ms, energy_offset_mj, lost_after_s, back_after_s;
+    char uuid[64], name[64], lost_file[256], error_file[256];
+    double power_w, step_at_s, step_power_w, energy_period_ms, energy_offset_mj, lost_after_s;
     double throttled_share[5]; /* of time: sw power, sync boost, sw thermal, hw thermal, hw power brake */
     double pcie_bytes_per_s, nvlink_kib_per_s, pcie_offset_bytes, power_limit_w, sm_mhz, max_sm_mhz, temperature_c, degrees_per_s;
     double sm_active, occupancy, tensor, dram; /* percent */
-    double memory_bytes, used_bytes, released_at_s, used_after_bytes, error_from_s, error_until_s;
+    double memory_bytes, used_bytes, released_at_s, used_after_bytes;
     int energy_bits, pcie_bits, gpm, num_links, num_unsupported, unsupported[MAX_FIELDS], no_temperature_v, no_memory_v2, refuse_unknown;
     int num_processes; unsigned int pids[MAX_PROCESSES];
     int mig, ecc, util;
@@ -65,7 +66,7 @@ static void set(gpu_t *g, const char *key, const char *text) {
     struct { const char *name; double *at; } numbers[] = {
         {"power_w", &g->power_w}, {"step_at_s", &g->step_at_s}, {"step_power_w", &g->step_power_w},
         {"energy_period_ms", &g->energy_period_ms}, {"energy_offset_mj", &g->energy_offset_mj},
-        {"lost_after_s", &g->lost_after_s}, {"back_after_s", &g->back_after_s}, {"pcie_bytes_per_s", &g->pcie_bytes_per_s},
+        {"lost_after_s", &g->lost_after_s}, {"pcie_bytes_per_s", &g->pcie_bytes_per_s},
         {"pcie_offset_bytes", &g->pcie_offset_bytes}, {"nvlink_kib_per_s", &g->nvlink_kib_per_s},
         {"power_limit_w", &g->power_limit_w}, {"sm_mhz", &g->sm_mhz}, {"max_sm_mhz", &g->max_sm_mhz},
         {"temperature_c", &g->temperature_c}, {"degrees_per_s", &g->degrees_per_s}, {"memory_bytes", &g->memory_bytes},
@@ -73,7 +74,7 @@ static void set(gpu_t *g, const char *key, const char *text) {
         {"throttled_sw_power", &g->throttled_share[0]}, {"throttled_sync_boost", &g->throttled_share[1]},
         {"throttled_sw_thermal", &g->throttled_share[2]}, {"throttled_hw_thermal", &g->throttled_share[3]},
         {"throttled_hw_power", &g->throttled_share[4]}, {"sm_active", &g->sm_active}, {"tensor", &g->tensor},
-        {"dram", &g->dram}, {"error_from_s", &g->error_from_s}, {"error_until_s", &g->error_until_s},
+        {"dram", &g->dram},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         if (!strcmp(key, numbers[i].name)) { *numbers[i].at = v; return; }
@@ -86,7 +87,9 @@ static void set(gpu_t *g, const char *key, const char *text) {
         if (!strcmp(key, integers[i].name)) { *integers[i].at = (int)v; return; }
     if (!strcmp(key, "unsupported")) g->unsupported[g->num_unsupported++] = (int)v;
     else if (!strcmp(key, "process")) g->pids[g->num_processes++] = (unsigned int)v;
-    else if (!strcmp(key, "name")) { snprintf(g->name, sizeof g->name, "%s", text); for (char *c = g->name; *c; c++) if (*c == '_') *c = ' '; }
+    else if (!strcmp(key, "lost_file")) snprintf(g->lost_file, sizeof g->lost_file, "%s", text);
+    else if (!strcmp(key, "error_file")) snprintf(g->error_file, sizeof g->error_file, "%s", text);
+    else if (!strcmp(key, "name")) { snprintf(g->name, sizeof g->name, "%.63s", text); for (char *c = g->name; *c; c++) if (*c == '_') *c = ' '; }
     else { fprintf(stderr, "fake_nvml: unknown setting %s\n", key); exit(70); }
 }
 
@@ -97,19 +100,19 @@ static void load(void) {
         g->index = i;
         snprintf(g->uuid, sizeof g->uuid, "GPU-%08d-0000-0000-0000-00000000000%d", i, i % 10);
         snprintf(g->name, sizeof g->name, "NVIDIA H100 80GB HBM3");
-        g->power_w = 300; g->step_at_s = 1e18; g->energy_period_ms = 100; g->lost_after_s = g->back_after_s = 1e18;
+        g->power_w = 300; g->step_at_s = 1e18; g->energy_period_ms = 100; g->lost_after_s = 1e18;
         g->power_limit_w = 700; g->sm_mhz = 1755; g->max_sm_mhz = 1980; g->temperature_c = 50;
         g->sm_active = 90; g->occupancy = 40; g->tensor = 30; g->dram = 60; g->memory_bytes = 85520809984.0;
         g->used_bytes = 1e9; g->released_at_s = 1e18; g->energy_bits = g->pcie_bits = 64; g->gpm = 1; g->ecc = 1;
-        g->util = 100; g->error_from_s = g->error_until_s = 0;
+        g->util = 100; 
     }
     num_gpus = 1; init_error = 0;
     t0 = monotonic_s();
     const char *path = getenv("FAKE_NVML_CONFIG");
     FILE *f = path ? fopen(path, "r") : NULL;
-    char line[256], a[64], b[64], c[64], d[64];
+    char line[512], a[64], b[64], c[64], d[256];
     while (f && fgets(line, sizeof line, f)) {
-        int n = sscanf(line, "%63s %63s %63s %63s", a, b, c, d);
+        int n = sscanf(line, "%63s %63s %63s %255s", a, b, c, d);
         if (n == 4 && !strcmp(a, "gpu")) {
             for (int i = 0; i < MAX_GPUS; i++)
                 if (!strcmp(b, "*") || atoi(b) == i) set(&gpus[i], c, d);
@@ -139,8 +142,7 @@ const char *nvmlErrorString(nvmlReturn_t r) {
 static nvmlReturn_t check(gpu_t *g) {
     if (!ready) return UNINITIALIZED;
     if (!g || g < gpus || g >= gpus + num_gpus) return INVALID_ARGUMENT;
-    double t = now_s();
-    if (t >= g->lost_after_s && t < g->back_after_s) return LOST;
+    if (now_s() >= g->lost_after_s || (*g->lost_file && !access(g->lost_file, F_OK))) return LOST;
     return OK;
 }
 #define CHECK(g) do { nvmlReturn_t r_ = check(g); if (r_) return r_; } while (0)
@@ -184,7 +186,7 @@ static nvmlReturn_t read_field(gpu_t *g, field_value_t *f, double t) {
 nvmlReturn_t nvmlDeviceGetFieldValues(gpu_t *g, int count, field_value_t *values) {
     CHECK(g);
     double t = now_s();
-    if (t >= g->error_from_s && t < g->error_until_s) return 999;
+    if (*g->error_file && !access(g->error_file, F_OK)) return 999;
     if (g->refuse_unknown) /* as an old driver: one unknown id refuses the whole call */
         for (int i = 0; i < count; i++) { field_value_t f = values[i]; if (read_field(g, &f, t) == INVALID_ARGUMENT || (f.fieldId >= 185 && f.fieldId != 191)) return INVALID_ARGUMENT; }
     struct timespec wall;
