@@ -1,0 +1,405 @@
+"""The evidence programme: everything that a GPU host should measure for a published report, in restartable parts.
+
+    python scripts/gpu_evidence.py             run what is missing; again after an interruption
+    python scripts/gpu_evidence.py --dry-run   the plan, with times
+    python scripts/gpu_evidence.py --rehearse  the same programme on a CPU with a tiny model
+
+A part that is complete is never repeated. Parts are started as long as the GPU time that was given (``--minutes``) holds
+their estimate; the rest waits for the next call. See docs/gpu-runbook.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts import evidence_results as measured  # noqa: E402
+from scripts.evidence_parts import Part, Programme, programme  # noqa: E402
+
+STATE = "state.json"
+SCHEMA_VERSION = 1
+#: Weights are random and every prompt is token ids: nothing is fetched, so nothing may try to.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+class PartFailed(Exception):
+    """A part cannot be completed; the text says why and stands in the state file."""
+
+
+@dataclass(slots=True)
+class Evidence:
+    """One programme in one folder, with its state on disk."""
+
+    plan: Programme
+    folder: Path
+    budget_s: float
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        file = self.folder / STATE
+        if file.exists():
+            self.state = json.loads(file.read_text())
+            if self.state.get("programme") != self.plan.name:
+                sys.exit(f"{self.folder} holds the programme {self.state.get('programme')}; give another --out")
+        else:
+            self.state = {
+                "schema_version": SCHEMA_VERSION,
+                "programme": self.plan.name,
+                "parts": {},
+                "started_utc": _utc(),
+            }
+
+    def save(self) -> None:
+        """Write the state atomically."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / (STATE + ".part")
+        part.write_text(json.dumps(self.state, indent=1) + "\n")
+        os.replace(part, self.folder / STATE)
+
+    def status(self, name: str) -> str:
+        """``missing``, ``complete``, ``partial`` (some runs failed), ``failed`` or ``not possible here``."""
+        return str(self.state["parts"].get(name, {}).get("status", "missing"))
+
+    @property
+    def results(self) -> Path:
+        """Where the runs go."""
+        return self.folder / "results"
+
+    @property
+    def gpu_used_s(self) -> float:
+        """GPU time of all parts so far, failed tries included."""
+        return sum(p.get("gpu_used_s", 0.0) for p in self.state["parts"].values())
+
+    @property
+    def gpu(self) -> str | None:
+        """The catalogue's name of the device, once the kernels have been measured; None when it is not in there."""
+        return measured.hardware_of(self.folder / "kernels")
+
+
+# ---- running parts ---------------------------------------------------------------------------------------------------
+
+
+def run_all(evidence: Evidence, only: tuple[str, ...], redo: tuple[str, ...]) -> int:
+    """Run what is missing; returns 0 when nothing is left, 1 when something failed or is left, 130 on an interrupt."""
+    spent_s = 0.0
+    for part in evidence.plan.parts:
+        if (only and part.name not in only) or (evidence.status(part.name) == "complete" and part.name not in redo):
+            continue
+        blocked = [n for n in part.needs if evidence.status(n) not in ("complete", "partial")]
+        if blocked:
+            print(f"[{part.name}] waits for {', '.join(blocked)}", flush=True)
+            continue
+        if part.gpu_s and spent_s + part.gpu_s > evidence.budget_s:
+            print(
+                f"[{part.name}] left for the next call: about {part.gpu_s:.0f} s, {evidence.budget_s - spent_s:.0f} s remain",
+                flush=True,
+            )
+            continue
+        took_s, interrupted = run_part(evidence, part)
+        spent_s += took_s if part.gpu_s else 0.0
+        if interrupted:
+            print("interrupted; the same command continues here", flush=True)
+            return 130
+    return report_state(evidence)
+
+
+def run_part(evidence: Evidence, part: Part) -> tuple[float, bool]:
+    """Run one part and note how it ended; (seconds, interrupted)."""
+    print(f"[{part.name}] {part.what}", flush=True)
+    begin = time.monotonic()
+    status, reason, interrupted = "complete", None, False
+    try:
+        if part.kind == "bench":
+            argv = [a.format(results=evidence.results, out=evidence.folder) for a in part.argv]
+            code = bench(evidence, part.name, argv, part.limit_s)
+            status, reason = _status_of(code, part, evidence)
+        else:
+            CALLS[part.argv[0]](evidence, part)
+    except PartFailed as error:
+        status, reason = "failed", str(error)
+    except KeyboardInterrupt:
+        status, reason, interrupted = "failed", "interrupted", True
+    took_s = time.monotonic() - begin
+    before = evidence.state["parts"].get(part.name, {}).get("gpu_used_s", 0.0)
+    evidence.state["parts"][part.name] = {
+        "status": status,
+        "reason": reason,
+        "ended_utc": _utc(),
+        "wall_s": round(took_s, 1),
+        "gpu_used_s": round(before + (took_s if part.gpu_s else 0.0), 1),
+    }
+    evidence.save()
+    print(f"[{part.name}] {status} after {took_s:.0f} s" + (f": {reason}" if reason else ""), flush=True)
+    return took_s, interrupted
+
+
+def _status_of(code: int, part: Part, evidence: Evidence) -> tuple[str, str | None]:
+    """What an exit code of ``bench`` means for a part."""
+    if code == 130:
+        raise KeyboardInterrupt
+    if code == 0:
+        experiment = part.argv[1] if part.argv[0] == "run" else ""
+        if experiment and not measured.complete_runs(evidence.results, Path(experiment).stem):
+            return "not possible here", "no cell of it can run on this machine"
+        return "complete", None
+    some = measured.complete_runs(evidence.results, Path(part.argv[1]).stem) if part.failed_ok else []
+    reason = f"bench {part.argv[0]} ended with {code}, {len(some)} runs are complete; see logs/{part.name}.log"
+    return ("partial" if code == 1 and some else "failed"), reason
+
+
+def bench(evidence: Evidence, name: str, argv: list[str], limit_s: float, output: Path | None = None) -> int:
+    """``bench ARGV`` in a process group of its own, its output in logs/NAME.log (stdout in ``output`` if given).
+
+    Past its limit it gets an interrupt, which ends engines cleanly, and is killed half a minute later. Raises PartFailed
+    then; a user's interrupt is passed on the same way.
+    """
+    logs = evidence.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "bench", *argv]
+    environment = {**OFFLINE, **os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), environment.get("PYTHONPATH")) if p)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((logs / f"{name}.log").open("ab"))
+        log.write(f"$ bench {' '.join(argv)}\n".encode())
+        log.flush()
+        out: Any = stack.enter_context(output.open("wb")) if output else log
+        process = subprocess.Popen(
+            command,
+            cwd=Path.cwd(),
+            env=environment,
+            stdout=out,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise PartFailed(f"not finished after {limit_s:.0f} s; the same command continues it") from None
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for sign, wait_s in ((signal.SIGINT, 30.0), (signal.SIGKILL, 5.0)):
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(wait_s)
+
+
+# ---- parts that are more than one command ----------------------------------------------------------------------------
+
+
+def doctor(evidence: Evidence, part: Part) -> None:
+    """What the machine is, as JSON."""
+    code = bench(evidence, part.name, ["doctor", "--json"], part.limit_s, evidence.folder / "doctor.json")
+    if code:
+        raise PartFailed(f"bench doctor ended with {code}; see logs/doctor.log")
+
+
+def kernels(evidence: Evidence, part: Part) -> None:
+    """The kernel suite into kernels/; an incomplete earlier try is set aside."""
+    folder = evidence.folder / "kernels"
+    if folder.exists():
+        folder.rename(evidence.folder / f"kernels-incomplete-{_stamp()}")
+    suite = ["--config", evidence.plan.suite] + (["--device", "cpu"] if evidence.plan.name == "rehearsal" else [])
+    code = bench(evidence, part.name, ["kernels", *suite, "--out", str(folder)], part.limit_s)
+    if code == 130:
+        raise KeyboardInterrupt
+    if not (folder / "summary.json").exists():
+        raise PartFailed(f"bench kernels ended with {code} and wrote no summary; see logs/kernels.log")
+
+
+def open_loop(evidence: Evidence, part: Part) -> None:
+    """Poisson arrivals at shares of the highest request rate that the closed loop reached."""
+    rate = measured.highest_rate(evidence.results, evidence.plan.serve)
+    if rate is None:
+        raise PartFailed("the closed loop has no complete run to take the maximum rate from")
+    source = ROOT / "configs" / "experiments" / f"{evidence.plan.serve}.yaml"
+    target = evidence.folder / "experiments" / f"{evidence.plan.serve.replace('serve', 'open')}.yaml"
+    if not target.exists():  # a second try must run the same rates, or it would be another experiment
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(measured.open_loop_yaml(source.read_text(), rate, (0.5, 0.8)))
+    code = bench(evidence, part.name, ["run", str(target), "--results", str(evidence.results), "--plain"], part.limit_s)
+    if code == 130:
+        raise KeyboardInterrupt
+    if code not in (0, 1) or not measured.complete_runs(evidence.results, target.stem):
+        raise PartFailed(f"bench run ended with {code}; see logs/open.log")
+
+
+def sampler_cost(evidence: Evidence, part: Part) -> None:
+    """Throughput with telemetry against without, as a ratio with its interval."""
+    on, off = evidence.plan.sampler_on, evidence.plan.sampler_off
+    _write_json(evidence.folder / "sampler-cost.json", measured.sampler_cost(evidence.results, on, off))
+
+
+def calibrate(evidence: Evidence, part: Part) -> None:
+    """Fit the profile to the cells that the plan says may be learned from."""
+    runs = measured.runs_to_learn_from(evidence.results, evidence.plan.offline[0], evidence.plan.learn_only)
+    if not runs:
+        raise PartFailed("no complete run to learn from")
+    argv = ["calibrate", *map(str, runs), "--name", "profile", "--out", str(evidence.folder)]
+    code = bench(evidence, part.name, argv, part.limit_s)
+    if code:
+        raise PartFailed(f"bench calibrate ended with {code}; see logs/calibrate.log")
+
+
+def predict(evidence: Evidence, part: Part) -> None:
+    """Predict every experiment before and after calibration, and grade it on what was not learned from."""
+    raise PartFailed("not written yet")
+
+
+def reports(evidence: Evidence, part: Part) -> None:
+    """A report of every experiment that has results."""
+    for experiment in measured.experiments(evidence.results):
+        code = bench(evidence, part.name, ["report", experiment, "--results", str(evidence.results)], 300)
+        if code:
+            raise PartFailed(f"bench report {experiment} ended with {code}; see logs/reports.log")
+
+
+def publish(evidence: Evidence, part: Part) -> None:
+    """Reports and summaries side by side, and everything in archives small enough for any forge."""
+    from scripts.evidence_publish import publish_folder
+
+    if evidence.plan.name == "rehearsal":
+        target = evidence.folder / "published"  # figures that mean nothing stay out of results/published
+    else:
+        target = ROOT / "results" / "published" / evidence.folder.name
+    publish_folder(evidence.folder, target, evidence.plan, evidence.state)
+    print(f"[publish] {target}", flush=True)
+
+
+CALLS: dict[str, Callable[[Evidence, Part], None]] = {
+    "doctor": doctor,
+    "kernels": kernels,
+    "open_loop": open_loop,
+    "sampler_cost": sampler_cost,
+    "calibrate": calibrate,
+    "predict": predict,
+    "reports": reports,
+    "publish": publish,
+}
+
+
+# ---- telling the user ------------------------------------------------------------------------------------------------
+
+
+def dry_run(evidence: Evidence) -> int:
+    """Print the plan: what would run, what is complete, and the time it takes."""
+    plan = evidence.plan
+    print(f"programme {plan.name}, results in {evidence.folder}")
+    for part in plan.parts:
+        command = "bench " + " ".join(part.argv).format(results="RESULTS") if part.kind == "bench" else part.shows
+        held = f"{part.gpu_s / 60:4.1f} min GPU" if part.gpu_s else "       no GPU"
+        print(f"  {part.name:13} {evidence.status(part.name):9} {held}  {part.what}")
+        print(f"  {'':13} {command}")
+    print(
+        f"GPU time: about {plan.gpu_s / 60:.0f} min in all (an estimate for one H100 or H200), {evidence.gpu_used_s / 60:.1f} min used"
+    )
+    return 0
+
+
+def report_state(evidence: Evidence) -> int:
+    """Print what is complete, failed and missing; 0 when nothing is left to do."""
+    left = [
+        p.name
+        for p in evidence.plan.parts
+        if evidence.status(p.name) not in ("complete", "partial", "not possible here")
+    ]
+    for part in evidence.plan.parts:
+        entry = evidence.state["parts"].get(part.name, {})
+        reason = f": {entry['reason']}" if entry.get("reason") else ""
+        print(f"  {part.name:13} {evidence.status(part.name)}{reason}")
+    print(
+        f"GPU time used: {evidence.gpu_used_s / 60:.1f} min. {'Left: ' + ', '.join(left) if left else 'Nothing is left.'}"
+    )
+    return 1 if left else 0
+
+
+def default_folder(rehearsal: bool) -> Path:
+    """results/evidence/<gpu>-<date>, or the newest one of this GPU that is not finished."""
+    name = "rehearsal" if rehearsal else _gpu_slug()
+    base = Path("results") / "evidence"
+    for folder in sorted(base.glob(f"{name}-*"), reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            state = json.loads((folder / STATE).read_text())
+            if state["parts"].get("publish", {}).get("status") != "complete":
+                return folder
+    return base / f"{name}-{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
+
+
+def _gpu_slug() -> str:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except Exception:
+        sys.exit(
+            "no NVIDIA GPU answers here (nvidia-smi); `--rehearse` runs the programme on this CPU with a tiny model"
+        )
+    text = name if isinstance(name, str) else name.decode()
+    return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("nvidia", "")).strip("-")
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _utc() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _stamp() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU with a tiny model; its figures mean nothing")
+    parser.add_argument("--minutes", type=float, default=25.0, help="GPU time for this call (default 25)")
+    parser.add_argument("--out", type=Path, help="folder (default results/evidence/<gpu>-<date>)")
+    parser.add_argument("--only", action="append", default=[], metavar="PART", help="only this part (repeatable)")
+    parser.add_argument("--redo", action="append", default=[], metavar="PART", help="this part again although complete")
+    args = parser.parse_args(argv)
+    plan = programme(args.rehearse)
+    known = {p.name for p in plan.parts}
+    for name in (*args.only, *args.redo):
+        if name not in known:
+            parser.error(f'no part "{name}"; choose from {", ".join(p.name for p in plan.parts)}')
+    if args.out is None and args.dry_run and not args.rehearse:
+        with contextlib.suppress(SystemExit):
+            args.out = default_folder(False)
+        args.out = args.out or Path("results/evidence/<gpu>-<date>")
+    evidence = Evidence(plan, args.out or default_folder(args.rehearse), args.minutes * 60)
+    if args.dry_run:
+        return dry_run(evidence)
+    return run_all(evidence, tuple(args.only), tuple(args.redo))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
