@@ -147,6 +147,9 @@ class Ceilings:
     memory_bytes_per_s: float
     link_bytes_per_s: float
     source: str
+    wide_link_bytes_per_s: float | None = (
+        None  # among more than two ranks, where that is another figure (bridged cards)
+    )
     measured: frozenset[str] = field(default_factory=frozenset)  # "memory", "link" and dtypes that were measured here
 
     @classmethod
@@ -161,7 +164,13 @@ class Ceilings:
             hardware.memory_bandwidth_bytes_per_s,
             hardware.link_bandwidth_bytes_per_s,
             "data sheet",
+            hardware.link_bytes_per_s(3),
         )
+
+    def link(self, group: int) -> float:
+        """Link bytes/s of one direction among ``group`` ranks."""
+        wide = self.wide_link_bytes_per_s
+        return wide if group > 2 and wide is not None else self.link_bytes_per_s
 
     def peak(self, dtype: str) -> float:
         """FLOP/s for products in ``dtype``; a format without its own rate runs at the 16-bit one."""
@@ -213,7 +222,7 @@ def roofline_time(op: Op, device: Hardware | Ceilings) -> OpTime:
         op,
         compute_s=op.flops / c.peak(op.dtype) if op.flops else 0.0,
         memory_s=op.bytes / c.memory_bytes_per_s,
-        link_s=wire / c.link_bytes_per_s if wire and c.link_bytes_per_s else 0.0,
+        link_s=wire / c.link(op.group) if wire and c.link(op.group) else 0.0,
     )
 
 
@@ -337,5 +346,6 @@ def load_kernel_ceilings(path: str | Path, hardware: Hardware | None = None) -> 
         memory_bytes_per_s=memory or (base.memory_bytes_per_s if base else 0.0),
         link_bytes_per_s=link or (base.link_bytes_per_s if base else 0.0),
         source="measured kernels" + (", data sheet for the rest" if base is not None else ""),
+        wide_link_bytes_per_s=base.wide_link_bytes_per_s if base is not None and not link else None,
         measured=frozenset({*flops, *(["memory"] if memory else []), *(["link"] if link else [])}),
     )

@@ -126,6 +126,12 @@ class Hardware:
         known = ", ".join(self.peak_flops) or "none: measure them with `bench kernels`"
         raise BadInput(f"{self.name} has no peak rate for {dtype!r}", next_step=f"it has {known}")
 
+    def link_bytes_per_s(self, group: int = 2) -> float:
+        """Bytes/s of one direction between GPUs of a ``group`` in one node: a bridge joins two cards and no more."""
+        if self.link == "nvlink-bridge" and group > 2:
+            return self.pcie_bandwidth_bytes_per_s
+        return self.link_bandwidth_bytes_per_s
+
     def compute_dtype(self, *wanted: str) -> str:
         """The first dtype of ``wanted`` that the device computes in; else the best 16-bit one, else fp32.
 

@@ -150,10 +150,11 @@ def _print(
     from bench.units import bytes_text, duration_text, si
 
     console = Console(highlight=False)
+    link = f", link {si(ceilings.link(tp), 'B/s')}" if ceilings.link(tp) else ""
     peaks = ", ".join(f"{d} {si(ceilings.peak(d), 'FLOP/s')}" for d in dtypes)
     console.print(
         f"[bold]{arch.name}[/bold] on {ceilings.name}, one of {tp} rank(s). Ceilings ({ceilings.source}): {peaks}, "
-        f"memory {si(ceilings.memory_bytes_per_s, 'B/s')}, link {si(ceilings.link_bytes_per_s, 'B/s')}"
+        f"memory {si(ceilings.memory_bytes_per_s, 'B/s')}{link}"
     )
     for phase, step in steps.items():
         shape, total = shapes[phase], step.time_s

@@ -50,6 +50,9 @@ def test_rates_are_dense_and_in_order() -> None:
 def test_links_are_one_direction() -> None:
     assert load_hardware("A100-80-SXM").link_bandwidth_bytes_per_s == 300e9
     assert load_hardware("H100-SXM").link_bandwidth_bytes_per_s == 450e9
+    pcie = load_hardware("H100-PCIE")  # a bridge joins two cards; four talk over PCIe
+    assert (pcie.link_bytes_per_s(2), pcie.link_bytes_per_s(4)) == (300e9, 63e9)
+    assert load_hardware("H100-SXM").link_bytes_per_s(8) == 450e9
     l40s = load_hardware("L40S")
     assert l40s.link_bandwidth_bytes_per_s == l40s.pcie_bandwidth_bytes_per_s
 

@@ -191,6 +191,28 @@ def test_blocks_are_those_of_vllm(name: str) -> None:
         assert max(len(g.layer_names) for g in groups) * pages.pop() == bytes_per_block(ours, 16)
 
 
+@pytest.mark.parametrize("name", ["gpt-oss-120b", "llama-4-scout", "llama-3.1-8b"])
+def test_printed_capacity_is_computed_as_vllm_does(name: str) -> None:
+    """"GPU KV cache size" of hybrid models: sequences of max_model_len that fit, windows counted, times its length."""
+    pytest.importorskip("vllm")
+    from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity
+
+    model, tp, batched = load_model(name), 8, 8192
+    ours = fit(model, H100, tp=tp, max_model_len=131072, max_num_batched_tokens=batched)
+    specs = vllm_specs(model, tp, 16)
+    groups: list[Any] = []
+    for g in ours.groups:
+        spec = next(s for k, s in zip(model.layers, specs.values(), strict=True) if k.attention == g.attention)
+        groups.append(SimpleNamespace(kv_cache_spec=spec, host_resident=False))
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=131072),
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1),
+        max_in_flight_tokens=2 * batched,  # two batches in flight under asynchronous scheduling
+    )
+    kv = SimpleNamespace(num_blocks=ours.num_blocks, kv_cache_groups=groups, hisparse_host_num_blocks=None)
+    assert get_kv_cache_capacity(config, kv)[0] == ours.kv_capacity_tokens  # type: ignore[arg-type]
+
+
 ENGINE = """
 import json, sys
 from vllm import LLM
