@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from bench.catalog.model import load_model
-from bench.catalog.steps import StepShape, step_coefficients
 from bench.errors import BadInput
 from bench.report.roofline_cells import cell_points
+from bench.roofline import run_work
 from tests.analysis.synthetic import experiment, write_experiment
 
 SWEEP = {"grid": {"tensor_parallel_size": [1, 2], "batch_size": [4, 64]}}
@@ -25,10 +25,9 @@ def test_points_are_the_steps_arithmetic_over_the_window(tmp_path: Path) -> None
     p = by_label["TP 1, batch size 64"]
     assert p.origin == "simulated" and p.interval is not None
     assert p.interval[0] <= p.flops_per_s <= p.interval[1]
-    # a batch of 64 decodes of an 8B: intensity of one decode step at the mean context, a little above for the prefill
-    model = load_model("llama-3.1-8b")
-    flops, size, _ = step_coefficients(model).evaluate(StepShape.of(model, decode=[80] * 64).features())
-    assert p.intensity_flops_per_byte == pytest.approx(flops.sum() / size.sum(), rel=0.6)
+    # a batch of 64 prompts of 64 tokens in one step, then 31 steps that add a token to each
+    work = run_work(load_model("llama-3.1-8b"), [64] * 64, [32] * 64, num_steps=32, num_prefill_steps=1)
+    assert p.intensity_flops_per_byte == pytest.approx(work.flops / work.bytes, rel=0.02)
     assert p.intensity_flops_per_byte > by_label["TP 1, batch size 4"].intensity_flops_per_byte
     assert p.flops_per_s > by_label["TP 2, batch size 64"].flops_per_s * 0.8  # per device
 
