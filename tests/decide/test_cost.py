@@ -62,7 +62,9 @@ def test_token_cost_keeps_its_parts_consistent() -> None:
     assert e["cost_usd_per_million_output_tokens"].value == pytest.approx(4 / 3600 / 1000 * 1e6)
     assert e["cost_usd_per_million_blended_tokens"].value == pytest.approx(4 / 3600 / 3000 * 1e6)
     whole = 4 / 3600
-    parts = e["cost_usd_per_million_input_tokens"].value * 2000 + e["cost_usd_per_million_output_tokens_split"].value * 1000
+    parts = (
+        e["cost_usd_per_million_input_tokens"].value * 2000 + e["cost_usd_per_million_output_tokens_split"].value * 1000
+    )
     assert parts / 1e6 == pytest.approx(whole)
     for key, value in e.items():
         assert half.estimates[key].value == pytest.approx(2 * value.value)
