@@ -64,5 +64,6 @@ def _print(files: ReportFiles) -> None:
         if d.warning.severity != "note":
             click.echo(f"{d.warning.severity}: {d.warning.message} ({len(d.cells)} cells)", err=True)
     for f in report.failures:
-        click.echo(f"{f.cell}: {f.what}: {' '.join(f.reason.split())[:200]}", err=True)
+        cells = f.cells[0] if len(f.cells) == 1 else f"{len(f.cells)} cells"
+        click.echo(f"{cells}: {f.what}: {' '.join(f.reason.split())[:200]}", err=True)
     click.echo(f"report: {files.html}")

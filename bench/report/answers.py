@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bench.analysis.compare import judge
+from bench.analysis.compare import MIN_RUNS, judge
 from bench.analysis.stats import ratio_estimate
 from bench.decide.cost import TokenCost
 from bench.records import Estimate
@@ -53,6 +53,8 @@ def rival_text(best: Placed, cells: Sequence[Placed], key: str, higher_is_better
         return f"{abs(ratio.value - 1):.0%} {word} the runner-up, {name} ({ends[0]:.0%} – {ends[1]:.0%})."
     if verdict == "no difference":
         return f"No difference from {name} (within 1 %)."
+    if min(len(best.summary.runs), len(second.summary.runs)) < MIN_RUNS:
+        return f"Too few runs to tell it from {name} (ratio {_ratio(ratio)}; {MIN_RUNS} a side are needed)."
     return f"Not told apart from {name} by these runs (ratio {_ratio(ratio)})."
 
 

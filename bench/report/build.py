@@ -21,7 +21,7 @@ from bench.report import answers as words
 from bench.report import figures, tables
 from bench.report.collect import Collected, collect, measured_ceilings, planned_experiment
 from bench.report.layout import Layout, Placed, lay_out
-from bench.report.model import Chart, Doubt, Report, Table
+from bench.report.model import Chart, Doubt, Failure, Report, Table
 from bench.report.timeline import timeline
 
 _SEVERITIES = {"serious": 0, "warning": 1, "note": 2}
@@ -60,7 +60,7 @@ def build(folder: Path, options: Options | None = None) -> tuple[Report, Collect
         charts=tuple(charts),
         tables=tuple(_tables(layout, full, stated, slo)) if layout.placed else (),
         doubts=tuple(_doubts(data.summaries, price_doubts)),
-        failures=data.failures,
+        failures=grouped(data.failures),
         definitions=definitions(),
         statements=tuple(_statements(data, price, no_price, utilisation, slo)),
         provenance=_provenance(data.summaries),
@@ -193,8 +193,16 @@ def _with_reminders(report: Report, data: Collected) -> Report:
             lines.append(f"{_sentence(d.warning.message)} ({_cells(d, len(data.summaries))}). {_sentence(d.warning.remedy)}.")
     bad = [f for f in report.failures if f.what != "skipped"]
     if bad:
-        lines.append(f"{len({f.cell for f in bad})} cells are incomplete or failed: see the list below.")
+        lines.append(f"{len({c for f in bad for c in f.cells})} cells are incomplete or failed: see the list below.")
     return replace(report, keep_in_mind=tuple(lines))
+
+
+def grouped(failures: Sequence[Failure]) -> tuple[Failure, ...]:
+    """Failures of one kind, reason and log put together, in the order in which they first come up."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for f in failures:
+        found.setdefault((f.what, f.reason, f.log_tail), []).extend(f.cells)
+    return tuple(Failure(tuple(cells), what, reason, log) for (what, reason, log), cells in found.items())
 
 
 def _cells(doubt: Doubt, num_cells: int) -> str:

@@ -24,6 +24,8 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, MUTED, GRID = "#24292e", "#636c76", "#d8dee4"
 PNG_DPI = 160
+#: More numbers than this beside the points of a scatter chart, and only the front keeps its own.
+MAX_NOTES = 16
 _STYLE: Any = {
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 10,
@@ -33,6 +35,7 @@ _STYLE: Any = {
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -76,6 +79,8 @@ def draw(chart: Chart) -> Figure:
             for axis in flat[len(chart.panels) :]:
                 axis.set_visible(False)
             _labels(figure, list(zip(flat, chart.panels, strict=False)))
+        figure.canvas.draw()
+        figure.set_layout_engine("none")  # keep the positions found: every file shows the same, and is written faster
     return figure
 
 
@@ -279,7 +284,7 @@ def _scatter_notes(figure: Figure, ax: Axes, panel: Panel) -> None:
             taken.append(Bbox([[x - r, y - r], [x + r, y + r]]))
 
     def put(text: str, p: Point, color: str, bold: bool, size: float, must: bool) -> None:
-        for dx, dy in ((9, 5), (-9, 5), (9, -12), (-9, -12), (0, 10), (0, -18), (14, 0), (-14, 0), (12, 16), (-12, 16), (16, -20)):
+        for dx, dy in ((9, 5), (-9, 5), (9, -12), (-9, -12), (0, 10), (0, -18), (12, -3), (-12, -3)):
             t = ax.annotate(
                 text, (p.x, p.y), xytext=(dx, dy), textcoords="offset points", fontsize=size, color=color, zorder=6,
                 ha="left" if dx > 0 else "right" if dx < 0 else "center", fontweight="bold" if bold else "normal",
@@ -298,8 +303,11 @@ def _scatter_notes(figure: Figure, ax: Axes, panel: Panel) -> None:
         if line.points:
             end = max(line.points, key=lambda p: p.y)
             put(f"{line.label} · {end.note}", end, PALETTE[line.color % len(PALETTE)], True, 9.5, True)
-    rest = [(p, line) for line in panel.lines for p in line.points if p is not max(line.points, key=lambda q: q.y)]
-    for p, _ in sorted(rest, key=lambda item: not item[0].front):
+    named = [max(line.points, key=lambda p: p.y) for line in panel.lines if line.points]
+    rest = [p for line in panel.lines for p in line.points if not any(p is n for n in named)]
+    if len(rest) > MAX_NOTES:  # the front is what matters; numbers on every point would be a thicket
+        rest = [p for p in rest if p.front]
+    for p in sorted(rest, key=lambda p: not p.front):
         put(p.note, p, MUTED, False, 8.5, False)
 
 
@@ -349,22 +357,22 @@ def _span_labels(ax: Axes, spans: Sequence[Span]) -> None:
 
 
 def svg_text(figure: Figure) -> str:
-    """The figure as SVG text, the same bytes for the same figure."""
+    """The figure as SVG text on white, the same bytes for the same figure."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
     with rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "TokenYield"}, transparent=True)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "TokenYield"}, facecolor="white")
     return buffer.getvalue()
 
 
-def save(figure: Figure, name: str, folder: Path) -> tuple[Path, Path]:
-    """Write ``name``.png and ``name``.svg (white background) and return their paths."""
+def save(figure: Figure, svg: str, name: str, folder: Path) -> tuple[Path, Path]:
+    """Write ``name``.png and ``name``.svg (the text ``svg``) and return their paths."""
     from matplotlib import rc_context
 
     folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    png, vector = folder / f"{name}.png", folder / f"{name}.svg"
     with rc_context(_STYLE):
         figure.savefig(png, dpi=PNG_DPI, facecolor="white", metadata={"Software": "TokenYield"})
-        figure.savefig(svg, facecolor="white", metadata={"Date": None, "Creator": "TokenYield"})
-    return png, svg
+    vector.write_text(svg, encoding="utf-8")
+    return png, vector

@@ -101,7 +101,7 @@ def collect(folder: Path, against: Yardsticks | None = None) -> Collected:
             try:
                 summaries.append(summarise_cell(complete, against))
             except BenchError as e:
-                failures.append(Failure(cell.cell_id, "refused", str(e)))
+                failures.append(Failure((cell.cell_id,), "refused", str(e)))
     runnable = [c for c in cells if c.skipped is None]
     return Collected(
         name=experiment.name if experiment is not None else folder.name,
@@ -182,20 +182,20 @@ def _spec(raw: Any) -> CellSpec | None:
 
 def _failures_of(cell: PlannedCell, runs: list[RunReader], num_complete: int, repeats: int | None) -> list[Failure]:
     if cell.skipped is not None and not num_complete:
-        return [Failure(cell.cell_id, "skipped", cell.skipped)]
+        return [Failure((cell.cell_id,), "skipped", cell.skipped)]
     out = []
     for run in runs:
         if run.status == "failed":
             error = run.manifest.get("error") or {}
             reason = str(error.get("reason") if isinstance(error, dict) else error) or "no reason was recorded"
             tail = str(error.get("log_tail") or "") if isinstance(error, dict) else ""
-            out.append(Failure(cell.cell_id, f"failed ({run.folder.name})", reason, _last_lines(tail)))
+            out.append(Failure((cell.cell_id,), f"failed ({run.folder.name})", reason, _last_lines(tail)))
         elif run.status in ("running", "interrupted"):
             text = "still being written" if run.status == "running" else "ended before it was complete"
-            out.append(Failure(cell.cell_id, f"{run.status} ({run.folder.name})", text))
+            out.append(Failure((cell.cell_id,), f"{run.status} ({run.folder.name})", text))
     if repeats is not None and num_complete < repeats:
         text = f"{num_complete} of {repeats} runs are complete; `bench run` continues"
-        out.append(Failure(cell.cell_id, "missing", text))
+        out.append(Failure((cell.cell_id,), "missing", text))
     return out
 
 

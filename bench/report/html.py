@@ -39,6 +39,7 @@ def inline_svg(text: str, name: str) -> str:
     """SVG for the inside of a page: no prolog, ids of its own, colours by CSS variables, size by the page."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
+    body = re.sub(r'<g id="patch_1">.*?</g>', "", body, count=1, flags=re.S)  # the white background
     body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
     body = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'href="#{name}-\2"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)

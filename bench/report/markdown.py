@@ -86,7 +86,8 @@ def _failures(report: Report) -> list[str]:
         return []
     out = ["## Failed, missing and skipped", ""]
     for f in report.failures:
-        out.append(f"- `{f.cell}` {f.what}: {' '.join(f.reason.split())}")
+        cells = ", ".join(f"`{c}`" for c in f.cells)
+        out.append(f"- **{f.what}**: {' '.join(f.reason.split())} ({cells})")
         if f.log_tail:
             out += ["", "  ```", *(f"  {line}" for line in f.log_tail.splitlines()), "  ```", ""]
     return [*out, ""]

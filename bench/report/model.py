@@ -135,9 +135,9 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A run or a cell without result, and why."""
+    """A run without result, or cells without result for the same reason."""
 
-    cell: str
+    cells: tuple[str, ...]
     what: str  # failed, missing, skipped, refused
     reason: str
     log_tail: str = ""

@@ -56,8 +56,8 @@ def write_report(folder: Path, options: Options | None = None, out: Path | None 
         pictures: list[Path] = []
         for chart in report.charts:
             figure = charts.draw(chart)
-            pictures += charts.save(figure, chart.name, out / "charts")
             drawn[chart.name] = charts.svg_text(figure)
+            pictures += charts.save(figure, drawn[chart.name], chart.name, out / "charts")
         files = ReportFiles(
             out / "report.html", out / "report.md", out / "cells.csv", out / "report.json", tuple(pictures), report
         )

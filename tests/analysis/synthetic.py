@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def write_run(
     isl, osl = spec.workload.isl.tokens, spec.workload.osl.tokens
     gpus = tp if num_gpus is None else num_gpus
     devices = [f"GPU-{i}" for i in range(gpus)]
-    stamp = f"2026-11-24T06:{int(t0_s // 60):02d}:{t0_s % 60:09.6f}+00:00"
+    stamp = (datetime(2026, 11, 24, 6, tzinfo=timezone.utc) + timedelta(seconds=t0_s)).isoformat()
     base = {
         "created_utc": stamp, "t0_utc": stamp, "experiment": "synthetic", "cell_id": cell.cell_id, "axes": cell.axes_dict(),
         "cell": spec.model_dump(mode="json"), "repeat": repeat, "run_number": repeat, "origin": origin, "seed": seed,
