@@ -30,6 +30,7 @@ class Part:
     needs: tuple[str, ...] = ()
     failed_ok: bool = False
     shows: str = ""  # what --dry-run prints for a "call"
+    derived: bool = False  # made from what the parts before it left: made again when one of them has run since
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def _shared(offline: tuple[str, ...], first_parts: tuple[Part, ...], suite: str)
             120,
             ("sampler-on", "sampler-off"),
             shows="(compares the two)",
+            derived=True,
         ),
         Part(
             "calibrate",
@@ -97,6 +99,7 @@ def _shared(offline: tuple[str, ...], first_parts: tuple[Part, ...], suite: str)
             600,
             (offline[0],),
             shows="bench calibrate RUN...",
+            derived=True,
         ),
         Part(
             "predict",
@@ -107,6 +110,7 @@ def _shared(offline: tuple[str, ...], first_parts: tuple[Part, ...], suite: str)
             900,
             (offline[0], "calibrate"),
             shows="bench predict EXPERIMENT --gpu GPU [--profile PROFILE]",
+            derived=True,
         ),
         Part(
             "reports",
@@ -117,6 +121,7 @@ def _shared(offline: tuple[str, ...], first_parts: tuple[Part, ...], suite: str)
             900,
             offline[:1],
             shows="bench report EXPERIMENT",
+            derived=True,
         ),
         Part(
             "publish",
@@ -127,6 +132,7 @@ def _shared(offline: tuple[str, ...], first_parts: tuple[Part, ...], suite: str)
             900,
             ("reports",),
             shows="(copies and packs)",
+            derived=True,
         ),
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.evidence_parts import Programme
+from scripts.evidence_results import experiments
 
 PIECE_BYTES = 16 * 2**20
 ARCHIVE = "evidence.tar.xz"
@@ -98,7 +99,9 @@ def publish_folder(folder: Path, target: Path, plan: Programme, state: dict[str,
     if (folder / "kernels").exists():
         _copy(folder / "kernels", target / "kernels", ("summary.json", "table.txt", "kernels.png", "kernels.svg"))
     reports = []
-    for report in sorted((folder / "results" / "runs").glob("*/report")):
+    for report in (folder / "results" / "runs" / name / "report" for name in experiments(folder / "results")):
+        if not report.exists():
+            continue
         shutil.copytree(report, target / report.parent.name, dirs_exist_ok=True)
         reports.append(report.parent.name)
     pieces = write_archive(folder, list(files_to_archive(folder)), target / "archive")

@@ -80,6 +80,14 @@ class Evidence:
         """``missing``, ``complete``, ``partial`` (some runs failed), ``failed`` or ``not possible here``."""
         return str(self.state["parts"].get(name, {}).get("status", "missing"))
 
+    def is_done(self, part: Part) -> bool:
+        """Whether a part is complete, and not made from something that has changed since."""
+        if self.status(part.name) != "complete":
+            return False
+        order = {name: entry["order"] for name, entry in self.state["parts"].items()}
+        before = self.plan.parts[: self.plan.parts.index(part)]
+        return not part.derived or all(order.get(p.name, 0) < order[part.name] for p in before)
+
     @property
     def results(self) -> Path:
         """Where the runs go."""
@@ -103,7 +111,7 @@ def run_all(evidence: Evidence, only: tuple[str, ...], redo: tuple[str, ...]) ->
     """Run what is missing; returns 0 when nothing is left, 1 when something failed or is left, 130 on an interrupt."""
     spent_s = 0.0
     for part in evidence.plan.parts:
-        if (only and part.name not in only) or (evidence.status(part.name) == "complete" and part.name not in redo):
+        if (only and part.name not in only) or (evidence.is_done(part) and part.name not in redo):
             continue
         blocked = [n for n in part.needs if evidence.status(n) not in ("complete", "partial")]
         if blocked:
@@ -144,6 +152,7 @@ def run_part(evidence: Evidence, part: Part) -> tuple[float, bool]:
     evidence.state["parts"][part.name] = {
         "status": status,
         "reason": reason,
+        "order": 1 + max((p["order"] for p in evidence.state["parts"].values()), default=0),
         "ended_utc": _utc(),
         "wall_s": round(took_s, 1),
         "gpu_used_s": round(before + (took_s if part.gpu_s else 0.0), 1),

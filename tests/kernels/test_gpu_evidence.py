@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import lzma
@@ -100,6 +101,19 @@ def test_complete_parts_are_never_repeated(tmp_path, calls):
     assert calls == ["a", "b"]
     assert gpu_evidence.run_all(_evidence(tmp_path, parts), (), ("b",)) == 0
     assert calls == ["a", "b", "b"]
+
+
+def test_what_is_derived_is_made_again_when_something_before_it_has_run(tmp_path, calls):
+    derived = dataclasses.replace(_part("c"), derived=True)
+    parts = (_part("a"), _part("stop"), derived, _part("after"))
+    assert gpu_evidence.run_all(_evidence(tmp_path, parts), ("a", "c"), ()) == 1
+    assert gpu_evidence.run_all(_evidence(tmp_path, parts), ("c",), ()) == 1
+    assert calls == ["a", "c"]
+    assert gpu_evidence.run_all(_evidence(tmp_path, parts), (), ()) == 130
+    assert gpu_evidence.run_all(_evidence(tmp_path, parts), (), ()) == 0
+    assert calls == ["a", "c", "stop", "stop", "c", "after"]
+    assert gpu_evidence.run_all(_evidence(tmp_path, parts), (), ()) == 0
+    assert len(calls) == 6
 
 
 def test_a_failed_part_holds_back_only_what_needs_it(tmp_path, calls):
