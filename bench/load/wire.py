@@ -33,8 +33,8 @@ class Walk(IntEnum):
 #: not occur earlier in such a stream.
 SSE_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 HEAD_LIMIT_BYTES = 65536
-_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d)(?: [^\r\n\x00]*)?\r\n")
-_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\x00]*?)[ \t]*\r\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([2-5]\d\d)(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
+_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\r\n")
 _SIZE = re.compile(rb"[0-9a-fA-F]{1,8}")
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.I)
 
