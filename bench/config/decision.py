@@ -1,0 +1,100 @@
+"""What a decision file may say: the options, the APIs, the volumes and the mix that are compared."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from bench.config.experiment import NonNegativeFloat, PositiveFloat, PositiveInt, Ratio, Spec
+
+
+class OwnedSpec(Spec):
+    """Owned hardware, per GPU. See ``bench.decide.ownership``."""
+
+    capex_usd: NonNegativeFloat
+    life_years: PositiveFloat
+    power_w: NonNegativeFloat
+    usd_per_kwh: NonNegativeFloat
+    pue: PositiveFloat = 1.3
+    hosting_usd_per_month: NonNegativeFloat = 0.0
+    spare_ratio: NonNegativeFloat = 0.0
+    staff_hours_per_month: NonNegativeFloat = 0.0
+    usd_per_staff_hour: NonNegativeFloat = 0.0
+    resale_ratio: NonNegativeFloat = 0.0
+    interest_per_year: NonNegativeFloat = 0.0
+
+
+class FineTuneSpec(Spec):
+    """A one-off cost spread over months; adapters that share the replicas."""
+
+    one_off_usd: NonNegativeFloat
+    months: PositiveFloat = 12.0
+    num_adapters_sharing: PositiveInt = 1
+
+
+class SelfHostSpec(Spec):
+    """One way to host the model. Throughput is typed in, or comes from results (measured or simulated).
+
+    The price is one of ``usd_per_gpu_hour``, ``price`` (a name in ``configs/prices/``) and ``owned``.
+    """
+
+    name: str = Field(min_length=1)
+    gpu: str
+    num_gpus: PositiveInt = 1
+    usd_per_gpu_hour: NonNegativeFloat | None = None
+    price: str | None = None
+    owned: OwnedSpec | None = None
+    tokens_per_s: PositiveFloat | None = None  # input and output together, all GPUs of one replica
+    tokens_per_s_low: PositiveFloat | None = None
+    tokens_per_s_high: PositiveFloat | None = None
+    results: str | None = None  # a results folder or an experiment's name
+    cell: str | None = None  # part of a cell id there; without it the cell with the highest throughput
+    billing: Literal["around_clock", "by_hour"] = "around_clock"
+    min_replicas: PositiveInt = 1
+    peak_to_mean: PositiveFloat = 1.0
+    max_utilisation: Ratio = 1.0
+    fixed_usd_per_month: NonNegativeFloat = 0.0
+    fine_tune: FineTuneSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> SelfHostSpec:
+        prices = [self.usd_per_gpu_hour, self.price, self.owned]
+        if sum(p is not None for p in prices) != 1:
+            raise ValueError(f"option {self.name}: give exactly one of usd_per_gpu_hour, price and owned")
+        if (self.tokens_per_s is None) == (self.results is None):
+            raise ValueError(f"option {self.name}: give either tokens_per_s or results")
+        low, high = self.tokens_per_s_low, self.tokens_per_s_high
+        if (low is None) != (high is None):
+            raise ValueError(f"option {self.name}: give tokens_per_s_low and tokens_per_s_high together")
+        if low is not None and high is not None and not low <= (self.tokens_per_s or low) <= high:
+            raise ValueError(f"option {self.name}: tokens_per_s must lie between its low and high ends")
+        return self
+
+
+class Decision(Spec):
+    """A whole decision file: self-host or API, and which."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)
+    why: str = Field(min_length=1)
+    mix: str = "1:1"  # input:output
+    cached_input: float = Field(default=0.0, ge=0, le=1)
+    volumes: tuple[str | int | float, ...] = Field(default=("10M", "100M", "1B"), min_length=1)
+    options: tuple[SelfHostSpec, ...] = Field(min_length=1)
+    apis: tuple[str, ...] = Field(min_length=1)
+    prices: tuple[str, ...] = ()  # price files of your own; their rows replace the catalogue's of the same id
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mix_text(cls, data: Any) -> Any:
+        # YAML 1.1 readers take 1:2 for a base-60 number; ours does not, but a bare 1.5 would come as a float
+        if isinstance(data, dict) and isinstance(data.get("mix"), (int, float)):
+            raise ValueError('mix: expected input:output in quotes, such as "1:2"')
+        return data
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Decision:
+        names = [o.name for o in self.options]
+        if len(set(names)) != len(names):
+            raise ValueError("two options have the same name")
+        return self

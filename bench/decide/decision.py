@@ -1,0 +1,203 @@
+"""A decision file resolved: prices looked up, throughput read from results, every pair compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.analysis.efficiency import hardware_of
+from bench.analysis.summary import Summary, summarise_cell
+from bench.catalog.hardware import load_hardware
+from bench.catalog.prices import ApiPrice, GpuPrice, PriceBook, load_prices
+from bench.catalog.yaml_source import catalogue_files, load_yaml, looks_like_path, unknown_name, validate
+from bench.config.decision import Decision, OwnedSpec, SelfHostSpec
+from bench.decide.breakeven import BreakEven, break_even
+from bench.decide.options import ApiOption, Mix, SelfHost, parse_volume
+from bench.decide.ownership import FineTune, HourParts, Owned, owned_hour
+from bench.errors import BadInput, StoreError
+from bench.records import Estimate, Warning_
+from bench.runner.results import experiment_folder, read_plan
+from bench.store import list_cells, list_runs
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedOption:
+    """A self-hosted option with where its price and its throughput come from, in words."""
+
+    option: SelfHost
+    price_source: str
+    rate_source: str
+    hour_parts: HourParts | None = None  # for owned hardware
+    fine_tune: FineTune | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Everything a decision page says."""
+
+    name: str
+    why: str
+    mix: Mix
+    volumes: tuple[float, ...]
+    options: tuple[ResolvedOption, ...]
+    apis: tuple[ApiOption, ...]
+    pairs: tuple[BreakEven, ...]
+    warnings: tuple[Warning_, ...] = ()
+
+    def cheapest(self, volume_tokens: float) -> tuple[str, float]:
+        """(name, dollars per month) of the cheapest option of all at this volume."""
+        costs = [(o.option.name, o.option.monthly_usd(volume_tokens)) for o in self.options]
+        costs += [(a.name, a.monthly_usd(volume_tokens, self.mix)) for a in self.apis]
+        return min(costs, key=lambda c: c[1])
+
+
+def load_decision(name_or_path: str) -> tuple[Decision, Path]:
+    """A decision file by path, or by its stem in ``configs/decisions/``. Raises BadInput with file and line."""
+    if looks_like_path(name_or_path):
+        path = Path(name_or_path)
+    else:
+        known = catalogue_files("decisions")
+        if name_or_path not in known:
+            raise unknown_name("decision file", name_or_path, known)
+        path = known[name_or_path]
+    return validate(load_yaml(path), Decision), path
+
+
+def compare(decision: Decision) -> Compared:
+    """Resolve and compare. Raises BadInput for a price, a GPU or results that are not there."""
+    book = load_prices(*decision.prices)
+    mix = Mix.parse(decision.mix, decision.cached_input)
+    volumes = tuple(sorted(parse_volume(str(v)) for v in decision.volumes))
+    options = tuple(resolve(spec, book, mix) for spec in decision.options)
+    apis = tuple(ApiOption(book.api_price(name)) for name in decision.apis)
+    pairs = tuple(break_even(o.option, a, mix) for o in options for a in apis)
+    used: list[Any] = [a.price for a in apis]
+    used += [book.gpu_price(s.price, s.gpu) for s in decision.options if s.price is not None]
+    warnings = tuple(book.warnings(used)) + tuple(_doubts(options))
+    return Compared(decision.name, decision.why, mix, volumes, options, apis, pairs, warnings)
+
+
+def _doubts(options: tuple[ResolvedOption, ...]) -> list[Warning_]:
+    """What the throughputs rest on, one line per kind of doubt."""
+    out = []
+    for origin in dict.fromkeys(o.option.origin for o in options if o.option.origin != "measured"):
+        names = ", ".join(o.option.name for o in options if o.option.origin == origin)
+        text = f"throughput is {origin}, not measured: {names}"
+        out.append(Warning_(origin, text, "measure it with `bench run` on that GPU"))
+    bare = ", ".join(o.option.name for o in options if o.option.tokens_per_s.low is None)
+    if bare:
+        text = f"throughput has no interval, so neither has the break-even: {bare}"
+        out.append(Warning_("no-interval", text, "take it from at least 3 runs (results:)"))
+    return out
+
+
+def resolve(spec: SelfHostSpec, book: PriceBook, mix: Mix) -> ResolvedOption:
+    """One option of the file with its numbers. See :class:`bench.config.decision.SelfHostSpec`."""
+    gpu = load_hardware(spec.gpu).name
+    usd, price_source, parts = _price(spec, book, gpu)
+    rate, rate_source, origin = _rate(spec, gpu)
+    fine_tune = FineTune(**spec.fine_tune.model_dump()) if spec.fine_tune else None
+    fixed = spec.fixed_usd_per_month + (fine_tune.usd_per_month if fine_tune else 0.0)
+    option = SelfHost(
+        name=spec.name,
+        gpu=gpu,
+        num_gpus=spec.num_gpus,
+        usd_per_gpu_hour=usd,
+        tokens_per_s=rate,
+        origin=origin,
+        billing=spec.billing,
+        min_replicas=spec.min_replicas,
+        peak_to_mean=spec.peak_to_mean,
+        max_utilisation_ratio=spec.max_utilisation,
+        fixed_usd_per_month=fixed,
+    )
+    return ResolvedOption(option, price_source, rate_source, parts, fine_tune)
+
+
+def _price(spec: SelfHostSpec, book: PriceBook, gpu: str) -> tuple[float, str, HourParts | None]:
+    if spec.usd_per_gpu_hour is not None:
+        return spec.usd_per_gpu_hour, "your own price", None
+    if spec.owned is not None:
+        parts = owned_hour(owned_of(spec.owned))
+        return parts.total_usd, "owned: capital, power, hosting and staff", parts
+    assert spec.price is not None
+    offer = book.gpu_price(spec.price, gpu)
+    if offer.currency != "USD":
+        raise BadInput(f"price {offer.id} is in {offer.currency}", next_step="give one in USD")
+    return offer.per_gpu_hour, offer_text(offer), None
+
+
+def owned_of(spec: OwnedSpec) -> Owned:
+    return Owned(**spec.model_dump())
+
+
+def offer_text(offer: GpuPrice | ApiPrice) -> str:
+    """Provider, terms, source and date of a price, in one line."""
+    return f"{offer.provider}, {offer.source}, {offer.as_of}"
+
+
+def _rate(spec: SelfHostSpec, gpu: str) -> tuple[Estimate, str, str]:
+    if spec.tokens_per_s is not None:
+        rate = Estimate(
+            spec.tokens_per_s,
+            spec.tokens_per_s_low,
+            spec.tokens_per_s_high,
+            method="typed in",
+            num_runs=0,
+            unit="tokens/s",
+        )
+        return rate, "typed in", "assumed"
+    assert spec.results is not None
+    summary = best_cell(results_folder(spec.results), spec.cell)
+    hardware = hardware_of(summary.facts)
+    if hardware is None or hardware.name != gpu:
+        raise BadInput(
+            f"its results are of {hardware.name if hardware else 'a device that the catalogue does not know'}, not of {gpu}",
+            where=f"option {spec.name}",
+            next_step="name the GPU that they were measured on, or type in tokens_per_s",
+        )
+    if summary.facts.num_gpus not in (0, spec.num_gpus):
+        raise BadInput(
+            f"its results used {summary.facts.num_gpus} GPUs a replica, the option says {spec.num_gpus}",
+            where=f"option {spec.name}",
+            next_step="set num_gpus to the former, or choose another cell",
+        )
+    rate = summary.estimates["total_tokens_per_s"]
+    return rate, f"{summary.experiment}, cell {summary.cell_id}, {rate.num_runs} runs", summary.origin
+
+
+def results_folder(name_or_path: str) -> Path:
+    """The results folder of an experiment by path or by name. Raises BadInput."""
+    path = Path(name_or_path)
+    folder = path if path.is_dir() else experiment_folder(name_or_path)
+    if not folder.is_dir():
+        raise BadInput("no results here", where=str(folder), next_step="`bench run` or `bench predict` makes some")
+    return folder
+
+
+def summaries(folder: Path, cell: str | None = None) -> list[Summary]:
+    """Summaries of the cells of a results folder that have complete runs; those whose id contains ``cell``."""
+    try:
+        known = {c.cell_id for c in read_plan(folder)[1]}
+    except StoreError:
+        known = set()  # results without a plan (imported ones): every cell counts
+    out = []
+    for path in list_cells(folder):
+        if (known and path.name not in known) or (cell and cell not in path.name):
+            continue
+        runs = [r for r in list_runs(path) if r.status == "complete"]
+        if runs:
+            out.append(summarise_cell(runs))
+    if not out:
+        what = f"no complete runs of a cell whose id contains {cell!r}" if cell else "no complete runs"
+        raise BadInput(what, where=str(folder), next_step="`bench status` says what there is")
+    return out
+
+
+def best_cell(folder: Path, cell: str | None = None) -> Summary:
+    """The cell with the highest total throughput among those asked for."""
+    found = [s for s in summaries(folder, cell) if "total_tokens_per_s" in s.estimates]
+    if not found:
+        raise BadInput("no cell has a throughput", where=str(folder))
+    return max(found, key=lambda s: s.estimates["total_tokens_per_s"].value)
