@@ -122,7 +122,6 @@ class HostSource:
         self._throttle = _open(cpu_folder / "cpu0/thermal_throttle/package_throttle_total_time_ms")
         self._last_times: tuple[int, int] | None = None
         self._energy_history: deque[tuple[float, float]] = deque()
-        self._read_at_s: float | None = None
 
     def read(self, tick: Tick) -> list[GpuSample]:
         now = time.monotonic()
@@ -141,14 +140,12 @@ class HostSource:
         return [GpuSample(**values)]
 
     def _read_energy(self, values: dict[str, Any], now: float, tick: Tick) -> None:
-        elapsed = 0.0 if self._read_at_s is None else now - self._read_at_s
         total_uj = 0
         for _, file, counter in self._rapl:
             raw = _integer(file)
             if raw is None:
                 return
-            total_uj += counter.update(raw, _MAX_PACKAGE_UW * (elapsed + 1.0))
-        self._read_at_s = now
+            total_uj += counter.advance(raw, now, _MAX_PACKAGE_UW)
         energy_j = total_uj * MICRO
         values["energy_j"], values["energy_t_s"] = energy_j, now - tick.t0_monotonic_s
         history = self._energy_history

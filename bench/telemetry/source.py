@@ -106,14 +106,21 @@ class Counter:
     window across it can be read as energy.
     """
 
-    __slots__ = ("_modulus", "_raw", "num_resets", "num_wraps", "total")
+    __slots__ = ("_at_s", "_modulus", "_raw", "num_resets", "num_wraps", "total")
 
     def __init__(self, modulus: int) -> None:
         self._modulus = modulus
         self._raw: int | None = None
+        self._at_s = 0.0
         self.total = 0
         self.num_wraps = 0
         self.num_resets = 0
+
+    def advance(self, raw: int, now_s: float, most_per_s: float) -> int:
+        """The total after a reading at ``now_s`` of a counter that grows by at most ``most_per_s``."""
+        elapsed_s = 0.0 if self._raw is None else now_s - self._at_s
+        self._at_s = now_s
+        return self.update(raw, most_per_s * (elapsed_s + 1.0))
 
     def update(self, raw: int, max_step: float) -> int:
         """The total after this reading.
