@@ -179,12 +179,12 @@ def results_folder(name_or_path: str) -> Path:
 def summaries(folder: Path, cell: str | None = None) -> list[Summary]:
     """Summaries of the cells of a results folder that have complete runs; those whose id contains ``cell``."""
     try:
-        known = {c.cell_id for c in read_plan(folder)[1]}
+        paths = [folder / c.cell_id for c in read_plan(folder)[1]]
     except StoreError:
-        known = set()  # results without a plan (imported ones): every cell counts
+        paths = list_cells(folder)  # results without a plan (imported ones): every cell counts
     out = []
-    for path in list_cells(folder):
-        if (known and path.name not in known) or (cell and cell not in path.name):
+    for path in paths:
+        if cell and cell not in path.name:
             continue
         runs = [r for r in list_runs(path) if r.status == "complete"]
         if runs:
