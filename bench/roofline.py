@@ -206,6 +206,16 @@ class OpTime:
         return max(self.compute_s, self.memory_s, self.link_s)
 
     @property
+    def mfu_ratio(self) -> float:
+        """Share of the compute ceiling that the operation reaches in its least time."""
+        return self.compute_s / self.time_s if self.time_s else 0.0
+
+    @property
+    def mbu_ratio(self) -> float:
+        """Share of the memory ceiling that the operation reaches in its least time."""
+        return self.memory_s / self.time_s if self.time_s else 0.0
+
+    @property
     def bound(self) -> Bound:
         if self.time_s <= 0:
             return "nothing"

@@ -71,6 +71,20 @@ class _Config:
             raise BadInput(f"{keys[0]}: expected a whole number > 0, got {value!r}", where=f"{self.name}: config")
         return value
 
+    def count(self, *keys: str) -> int:
+        """A whole number that may be absent, null or 0: then 0."""
+        value = self.get(*keys, default=0)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10**12:
+            raise BadInput(f"{keys[0]}: expected a whole number, got {value!r}", where=f"{self.name}: config")
+        return value
+
+    def indices(self, key: str) -> list[int]:
+        """A list of layer numbers that may be absent."""
+        value = self.get(key, default=[])
+        if not isinstance(value, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in value):
+            raise BadInput(f"{key}: expected a list of layer numbers", where=f"{self.name}: config")
+        return value
+
 
 def read_config(config: dict[str, Any], name: str) -> ModelArch:
     """See :meth:`ModelArch.from_hf_config`."""
@@ -122,7 +136,7 @@ def read_config(config: dict[str, Any], name: str) -> ModelArch:
         norm_has_bias=gptj,
         mla=_mla(c),
         moe=moe,
-        num_vision_params=_vision_params(config),
+        num_vision_params=_vision_params(config, hidden),
         dtype=short_dtype(c.get("dtype", "torch_dtype")),
         native_quant=_native_quant(c, name),
         config=config,
@@ -134,7 +148,7 @@ def _mla(c: _Config) -> Mla | None:
     if c.get("kv_lora_rank") is None:
         return None
     return Mla(
-        q_lora_rank=c.get("q_lora_rank"),
+        q_lora_rank=c.count("q_lora_rank") or None,
         kv_lora_rank=c.whole("kv_lora_rank"),
         qk_nope_head_dim=c.whole("qk_nope_head_dim"),
         qk_rope_head_dim=c.whole("qk_rope_head_dim"),
@@ -143,15 +157,14 @@ def _mla(c: _Config) -> Mla | None:
 
 
 def _moe(c: _Config, model_type: str) -> Moe | None:
-    num_experts = c.get("n_routed_experts", "num_local_experts", "num_experts")
-    if num_experts in (None, 0, 1):
+    if c.count("n_routed_experts", "num_local_experts", "num_experts") <= 1:
         return None
     experts = c.whole("n_routed_experts", "num_local_experts", "num_experts")
     top_k = c.whole("num_experts_per_tok", "experts_per_token")
     if top_k > experts:
         raise BadInput(f"num_experts_per_tok {top_k} exceeds {experts} experts", where=f"{c.name}: config")
     width = c.whole("moe_intermediate_size", "intermediate_size")
-    shared = c.get("shared_expert_intermediate_size", default=0) or width * (c.get("n_shared_experts", default=0) or 0)
+    shared = c.count("shared_expert_intermediate_size") or width * c.count("n_shared_experts")
     if model_type in ("llama4", "llama4_text"):
         shared = width  # one shared expert beside the routed ones, of the same width
     return Moe(
@@ -167,10 +180,8 @@ def _moe(c: _Config, model_type: str) -> Moe | None:
 
 def _layers(c: _Config, model_type: str, num_layers: int, moe: Moe | None) -> tuple[LayerKind, ...]:
     """Attention and MLP kind of every layer."""
-    window = c.get("sliding_window")
-    if c.get("use_sliding_window") is False:
-        window = None
-    chunk = c.get("attention_chunk_size")
+    window = 0 if c.get("use_sliding_window") is False else c.count("sliding_window")
+    chunk = c.count("attention_chunk_size")
     types = c.get("layer_types")
     if types is None:
         types = _implied_types(c, model_type, num_layers, window, chunk)
@@ -193,8 +204,8 @@ def _implied_types(c: _Config, model_type: str, n: int, window: Any, chunk: Any)
     """Attention types of families that do not write ``layer_types``."""
     if model_type in ("llama4", "llama4_text") and chunk:
         # Layers without rotary positions attend to everything; by default every fourth one.
-        no_rope = c.get("no_rope_layers") or []
-        interval = c.get("no_rope_layer_interval", default=4)
+        no_rope = c.indices("no_rope_layers")
+        interval = c.whole("no_rope_layer_interval", default=4)
         rope = no_rope if len(no_rope) == n else [int((i + 1) % interval != 0) for i in range(n)]
         return ["chunked_attention" if r else "full_attention" for r in rope]
     if model_type == "gpt_oss" or model_type == "gemma2":
@@ -207,15 +218,14 @@ def _implied_types(c: _Config, model_type: str, n: int, window: Any, chunk: Any)
 
 def _is_moe_layer(c: _Config, i: int) -> bool:
     """Whether layer ``i`` of a mixture-of-experts model holds experts."""
-    explicit = c.get("moe_layers")
-    if isinstance(explicit, list):
-        return i in explicit
-    if i < (c.get("first_k_dense_replace", default=0) or 0) or i in (c.get("mlp_only_layers") or []):
+    if c.get("moe_layers") is not None:
+        return i in c.indices("moe_layers")
+    if i < c.count("first_k_dense_replace") or i in c.indices("mlp_only_layers"):
         return False
-    step = c.get("interleave_moe_layer_step", "decoder_sparse_step", default=1) or 1
+    step = c.count("interleave_moe_layer_step", "decoder_sparse_step") or 1
     if (i + 1) % step:
         return False
-    return i % (c.get("moe_layer_freq", default=1) or 1) == 0
+    return i % (c.count("moe_layer_freq") or 1) == 0
 
 
 def _native_quant(c: _Config, name: str) -> str | None:
@@ -250,17 +260,22 @@ def _no_format(method: str, bits: Any, name: str) -> str:
     raise BadInput(what, where=f"{name}: config", next_step="pass --quantization with the nearest known format")
 
 
-def _vision_params(config: dict[str, Any]) -> int:
+def _vision_params(config: dict[str, Any], hidden: int) -> int:
     """Elements of a Llama 4 vision tower and projector; 0 for text models and (with what is known) other towers."""
     v = config.get("vision_config")
     if not isinstance(v, dict) or config.get("model_type") != "llama4":
         return 0
-    w, inner = v["hidden_size"], v["intermediate_size"]
+    c = _Config(v, "vision_config")
+    w, inner = c.whole("hidden_size"), c.whole("intermediate_size")
     layer = 4 * (w * w + w) + 2 * w * inner + inner + w + 4 * w  # attention with biases, MLP, two LayerNorms
-    patches = (v["image_size"] // v["patch_size"]) ** 2
-    embed = v["num_channels"] * v["patch_size"] ** 2 * w + w + (patches + 1) * w  # patches, class, positions
+    patch = c.whole("patch_size")
+    patches = (c.whole("image_size") // patch) ** 2
+    embed = c.whole("num_channels", default=3) * patch**2 * w + w + (patches + 1) * w  # patches, class, positions
     norms = 4 * w  # before and after the layers
-    shuffled = int(w // v["pixel_shuffle_ratio"] ** 2)
-    adapter = shuffled * v["projector_input_dim"] + v["projector_input_dim"] * v["projector_output_dim"]
-    projector = v["vision_output_dim"] * config["text_config"]["hidden_size"]
-    return int(v["num_hidden_layers"] * layer + embed + norms + adapter + projector)
+    ratio = c.get("pixel_shuffle_ratio", default=0.5)
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0.01 < ratio <= 1:
+        raise BadInput(f"vision_config: pixel_shuffle_ratio: expected a share in (0, 1], got {ratio!r}")
+    into, out = c.whole("projector_input_dim"), c.whole("projector_output_dim")
+    adapter = int(w // ratio**2) * into + into * out
+    projector = c.whole("vision_output_dim") * hidden
+    return c.whole("num_hidden_layers") * layer + embed + norms + adapter + projector

@@ -148,6 +148,16 @@ class MemoryFit:
         """Blocks for requests: one is vLLM's null block."""
         return max(0, self.num_blocks - 1)
 
+    def equivalent_blocks(self, num_tokens: int) -> int:
+        """Blocks of a single table that would hold as many requests of ``num_tokens`` as the groups do.
+
+        For a simulator that keeps one block table: the same for a model without windows, more for one with them.
+        """
+        if not self.groups or num_tokens < 1:
+            return 0
+        need = blocks_per_request(list(self.groups), num_tokens, self.block_size)
+        return self.usable_blocks * math.ceil(num_tokens / self.block_size) // need + 1
+
     @property
     def longest_request_tokens(self) -> int:
         """The longest request that the empty cache holds, by vLLM's start-up check; it refuses a longer max_model_len."""

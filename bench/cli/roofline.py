@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 @click.option("--quantization", default=None, help="Weight format  [default: the checkpoint's]")
 @click.option("--kv-cache-dtype", default=None, help="auto or fp8.")
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Tokens of the prefill step.")
+@click.option("--step-ms", type=click.FloatRange(0, min_open=True), default=None, help="Measured milliseconds of the decode step (a TPOT): its MFU and MBU.")
 @click.option("--results", type=click.Path(path_type=Path), default=None, help="Lay the cells of results/runs/<experiment> on the picture.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Picture to write (PNG and SVG).")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
 def command(
     model: str, gpu: str | None, kernels: Path | None, batch: int, isl: int, osl: int, tp: int, pp: int, expert_parallel: bool,
-    quantization: str | None, kv_cache_dtype: str | None, max_num_batched_tokens: int, results: Path | None, out: Path | None,
+    quantization: str | None, kv_cache_dtype: str | None, max_num_batched_tokens: int, step_ms: float | None, results: Path | None, out: Path | None,
     as_json: bool,
 ) -> int:  # fmt: skip
     """Show what bounds a decode step and a prefill step of MODEL, operation by operation, at the device's ceilings.
@@ -64,9 +65,15 @@ def command(
         title = f"{arch.name}, TP {tp}, {arch.quant(quantization).name} on {ceilings.name}: batch {batch}, {isl:,}/{osl:,}"
         written = draw_roofline(ceilings, dtypes, {k: v.ops for k, v in steps.items()}, points, title, out)
     if as_json:
-        click.echo(json.dumps(_json(arch, ceilings, steps, shapes, dtypes, points, written), indent=1))
+        data = _json(arch, ceilings, steps, shapes, dtypes, points, written)
+        if step_ms is not None:
+            decode, time_s = steps["decode"], step_ms / 1e3
+            data["measured_decode_step"] = {"time_s": time_s, "mfu_ratio": decode.mfu(time_s, dtypes[0]), "mbu_ratio": decode.mbu(time_s)}
+        click.echo(json.dumps(data, indent=1))
         return EXIT_DONE
     _print(arch, ceilings, steps, shapes, dtypes, tp)
+    if step_ms is not None:
+        _print_measured(steps["decode"], step_ms / 1e3, dtypes[0])
     for line in left_out:
         click.echo(f"left out: {line}", err=True)
     for path in written:
@@ -120,7 +127,7 @@ def _json(
 ) -> dict[str, Any]:  # fmt: skip
     def op_row(o: Any) -> dict[str, Any]:
         row = {name: getattr(o.op, name) for name in o.op.__slots__}
-        return {**row, "time_s": o.time_s, "bound": o.bound, "compute_s": o.compute_s, "memory_s": o.memory_s, "link_s": o.link_s}
+        return {**row, "time_s": o.time_s, "bound": o.bound, "mfu_ratio": o.mfu_ratio, "mbu_ratio": o.mbu_ratio, "compute_s": o.compute_s, "memory_s": o.memory_s, "link_s": o.link_s}  # fmt: skip
 
     return {
         "model": arch.name,
@@ -159,17 +166,18 @@ def _print(
     for phase, step in steps.items():
         shape, total = shapes[phase], step.time_s
         table = Table(
-            "operation", "calls", "FLOP", "bytes", "message", "FLOP/byte", "least time", "share", "bound by",
+            "operation", "calls", "FLOP", "bytes", "message", "FLOP/byte", "least time", "share", "MFU", "MBU", "bound by",
             title=f"{phase} step: {shape.tokens:,.0f} tokens", title_justify="left",
         )  # fmt: skip
-        for column in table.columns[1:8]:
+        for column in table.columns[1:10]:
             column.justify = "right"
         for o in step.ops:
             op = o.op
             table.add_row(
                 op.name, f"{op.count:g}", si(op.flops, "") if op.flops else "", bytes_text(op.bytes),
                 bytes_text(op.comm_bytes) if op.comm_bytes else "", f"{op.intensity_flops_per_byte:.3g}" if op.flops else "",
-                duration_text(o.time_s), f"{100 * o.time_s / total:.1f} %", o.bound,
+                duration_text(o.time_s), f"{100 * o.time_s / total:.1f} %", f"{100 * o.mfu_ratio:.0f} %" if op.flops else "",
+                f"{100 * o.mbu_ratio:.0f} %", o.bound,
             )  # fmt: skip
         console.print(table)
         n = _step_numbers(step, shape, dtypes[0])
@@ -178,3 +186,15 @@ def _print(
             f"{dtypes[0]}, MBU {100 * n['mbu_ratio']:.0f} %; time bound by memory {100 * n['memory_bound_ratio']:.0f} %, compute "
             f"{100 * n['compute_bound_ratio']:.0f} %, link {100 * n['link_bound_ratio']:.0f} %."
         )
+
+
+def _print_measured(step: StepRoofline, time_s: float, dtype: str) -> None:
+    """MFU and MBU of a decode step that somebody timed."""
+    from bench.units import duration_text
+
+    click.echo(
+        f"A measured decode step of {duration_text(time_s)} takes {time_s / step.time_s:.2f} x the least time: MFU "
+        f"{100 * step.mfu(time_s, dtype):.1f} % of {dtype}, MBU {100 * step.mbu(time_s):.0f} %."
+    )
+    if time_s < step.time_s * 0.98:
+        click.echo("That is faster than the ceilings allow: check the batch, the lengths, the parallel layout and the device.", err=True)

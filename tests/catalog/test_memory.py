@@ -120,6 +120,14 @@ def test_windows_save_blocks() -> None:
     assert bytes_per_block(groups, 16) == 12 * 2048 * 16
 
 
+def test_one_table_that_holds_as_much() -> None:
+    plain = fit(load_model("llama-3.1-8b"), H100)
+    assert plain.equivalent_blocks(1000) == plain.num_blocks
+    windowed = fit(load_model("gpt-oss-20b"), H100)
+    held = (windowed.equivalent_blocks(4096) - 1) // 256
+    assert held == pytest.approx(windowed.usable_blocks // blocks_per_request(list(windowed.groups), 4096, 16), abs=1)
+
+
 def test_values_out_of_range() -> None:
     m = load_model("llama-3.1-8b")
     for bad in ({"gpu_memory_utilization": 0.0}, {"gpu_memory_utilization": 1.5}, {"block_size": -1}):

@@ -266,3 +266,24 @@ def test_counts_and_configs_are_those_of_transformers(name: str, tmp_path: Path)
     # DeepSeek's routing correction is a buffer there and a parameter in the checkpoint
     count += sum(b.numel() for n, b in built.named_buffers() if n.endswith("e_score_correction_bias"))
     assert count == model.num_params
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(allow_nan=False), st.text(max_size=4)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=4,
+)
+
+
+@given(name=st.sampled_from(ASKED_FOR), data=st.data())
+def test_a_broken_config_is_refused_in_one_line_or_read(name: str, data: st.DataObject) -> None:
+    """Whatever a config.json says under a known key, the answer is a model whose arithmetic works, or one clear line."""
+    config = json.loads(json.dumps(MODELS[name].config))
+    part = config["text_config"] if "text_config" in config and data.draw(st.booleans()) else config
+    for key in data.draw(st.lists(st.sampled_from(sorted(part)), min_size=1, max_size=2)):
+        part[key] = data.draw(JSON)
+    try:
+        model = ModelArch.from_hf_config(config, "fuzzed")
+        assert model.num_params > 0 and model.weight_bytes() > 0 and model.kv_bytes_per_token() > 0
+    except BadInput as e:
+        assert "\n" not in str(e)
