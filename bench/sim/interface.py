@@ -50,7 +50,7 @@ Returns ``(gpu_s, host_s)``, both > 0 and finite:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -105,38 +105,3 @@ class StepTimeModel(Protocol):
     def interval(self, metric: str) -> Interval | None:
         """Honest relative interval for ``metric`` (``ttft``, ``tpot``, ``output_tokens_per_s``, ...), None if unknown."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class LinearStepTime:
-    """A step-time model of eight plain coefficients, for tests and for reading: no physics in it.
-
-    ``coefficients()`` fills the shape that :func:`linear_step_time_s` reads; the loop accepts any pair of the two.
-    """
-
-    fixed_gpu_s: float = 5e-3
-    per_prefill_token_s: float = 5e-6
-    per_pair_s: float = 1e-11
-    per_decode_s: float = 5e-6
-    per_context_token_s: float = 1e-9
-    fixed_host_s: float = 1e-3
-    per_running_host_s: float = 5e-6
-    per_context_max_s: float = 0.0
-    source: str = "linear step time (no physics)"
-    trust: str = "data-sheet"
-    overhead_s: tuple[float, float] = field(default=(0.0, 0.0))
-
-    def coefficients(self) -> np.ndarray:
-        return np.array(
-            [
-                self.fixed_gpu_s, self.per_prefill_token_s, self.per_pair_s, self.per_decode_s,
-                self.per_context_token_s, self.fixed_host_s, self.per_running_host_s, self.per_context_max_s,
-            ],
-            dtype=np.float64,
-        )  # fmt: skip
-
-    def request_overhead_s(self) -> tuple[float, float]:
-        return self.overhead_s
-
-    def interval(self, metric: str) -> Interval | None:
-        return None
