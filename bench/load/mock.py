@@ -12,6 +12,7 @@ write k >= 1 carries the k-th chunk; with ``dribble`` several writes make one ch
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import heapq
 import itertools
 import json
@@ -41,7 +42,7 @@ from bench.load.mock_response import Ask, Encoder, Plan, error_plan, json_respon
 __all__ = ["Delay", "Fault", "MockConfig", "Truth", "read_truth", "running_mock", "serve"]
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.I)
-_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*(\d+)\r\n", re.I)
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r]+)\r\n", re.I)
 _AUTHORIZATION = re.compile(rb"\r\nauthorization:[ \t]*bearer ([^\r]*)", re.I)
 _LOG_HEAD = struct.Struct("<6q")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s: close() sends RST
@@ -386,8 +387,7 @@ class _Server:
         else:
             osl, prompt = body.get("max_tokens") or 16, body["prompt"]
             isl = len(prompt) if isinstance(prompt, list) else max(1, len(prompt.split()))
-        match = _REQUEST_ID.search(head)
-        request_id = int(match[1]) if match else next(self.serial)
+        request_id = _number_of(_REQUEST_ID.search(head), self.serial)
         return Ask(
             request_id,
             chat,
@@ -529,6 +529,19 @@ class _Server:
         if reset:
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         conn.sock.close()
+
+
+def _number_of(match: re.Match[bytes] | None, serial: Iterator[int]) -> int:
+    """The request's number in the log: its X-Request-Id when that is a number, a hash of it when not (other clients'
+    ids), its place in the order of arrival when there is none. The first token's text is ``#number``."""
+    if match is None:
+        return next(serial)
+    return int(match[1]) if match[1].isdigit() else hashed_id(match[1].strip())
+
+
+def hashed_id(request_id: bytes) -> int:
+    """A number below 2**62 for a request id that is none."""
+    return int.from_bytes(hashlib.blake2b(request_id, digest_size=8).digest(), "little") >> 2
 
 
 def _listener(config: MockConfig, port: int) -> socket.socket:
