@@ -85,7 +85,8 @@ def find_window(c: RequestColumns, kind: str, target_in_flight: int | None) -> W
     starts = int(np.count_nonzero((measured.due_s >= start) & (measured.due_s <= last_sent)))
     if last_sent - start < MIN_WINDOW_SHARE * (whole.end_s - whole.start_s) or starts < target:
         return _whole(whole, f"only {starts} requests began while {target} were in flight; the run is too short")
-    return Window(start, last_sent, "steady", True, "from target concurrency reached to last request sent")
+    begun = "target concurrency reached" if kind == "closed_loop" else "settled requests in flight reached"
+    return Window(start, last_sent, "steady", True, f"from {begun} to last request sent")
 
 
 def in_flight(c: RequestColumns) -> tuple[np.ndarray, np.ndarray]:

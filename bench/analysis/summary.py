@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bench.roofline import Ceilings
 
 #: Raised whenever a formula changes, so that stored summaries are made anew.
-ANALYSIS_VERSION = 2
+ANALYSIS_VERSION = 3
 _MAY_BE_NEGATIVE = frozenset({"energy_net_j_per_output_token"})
 
 
@@ -102,6 +102,12 @@ class Summary:
     estimates: dict[str, Estimate]
     absent: dict[str, str]
     warnings: tuple[Warning_, ...] = ()
+    source: str = ""  # the results folder, where several are laid side by side
+
+    @property
+    def key(self) -> str:
+        """Tells cells apart across results folders: the same cell measured on two machines has one cell_id."""
+        return f"{self.source}/{self.cell_id}"
 
     def value(self, key: str) -> float | None:
         found = self.estimates.get(key)

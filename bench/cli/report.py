@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option("--gpu-price", type=click.FloatRange(min=0), metavar="USD", help="Price of one device-hour; wins over the experiment's.")
 @click.option("--utilisation", type=click.FloatRange(min=0, max=1, min_open=True), help="Share of full use at which costs are also stated.")
 @click.option("--slo", help='A name in configs/slo/ or a text such as "ttft p99 <= 500 ms".')
+@click.option("--with", "beside", multiple=True, metavar="OTHER", help="Lay another experiment's results beside it (a prediction, another machine). May be repeated.")
 @click.option("--open", "open_it", is_flag=True, help="Open the HTML file afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answers and the paths as JSON.")
 def command(
@@ -28,6 +29,7 @@ def command(
     gpu_price: float | None,
     utilisation: float | None,
     slo: str | None,
+    beside: tuple[str, ...],
     open_it: bool,
     as_json: bool,
 ) -> None:
@@ -39,8 +41,10 @@ def command(
     from bench.report.collect import find_folder
     from bench.report.write import machine_form, write_report
 
-    folder = find_folder(experiment, None if results is None else results / "runs")
-    files = write_report(folder, Options(gpu_price, utilisation, slo), out)
+    root = None if results is None else results / "runs"
+    folder = find_folder(experiment, root)
+    others = [find_folder(name, root) for name in beside]
+    files = write_report(folder, Options(gpu_price, utilisation, slo), out, others)
     if as_json:
         click.echo(json.dumps({**machine_form(files.report), "paths": files.paths()}, indent=1))
     else:

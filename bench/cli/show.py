@@ -86,7 +86,7 @@ def _header(reader: RunReader, facts: RunFacts) -> None:
     engine = facts.engine
     kv = engine.get("kv_capacity_tokens")
     held = f"{facts.num_gpus} GPUs" if facts.on_gpu else "no GPU"
-    click.echo(f"{engine.get('version') or engine.get('kind') or 'engine unknown'}, {held}" + (f", KV cache {kv:,} tokens" if kv else ""))
+    click.echo(f"{engine.get('kind') or 'engine unknown'} {engine.get('version') or ''}, {held}" + (f", KV cache {kv:,} tokens" if kv else ""))
 
 
 def _numbers(summary: RunSummary) -> None:

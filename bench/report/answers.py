@@ -26,7 +26,7 @@ def answers(layout: Layout, full: dict[str, TokenCost], stated: dict[str, TokenC
     """Answers for each workload of the sweep (at most four; the tables hold the rest)."""
     out = []
     for panel in layout.panels[:MAX_WORKLOADS]:
-        cells = [p for p in layout.placed if p.panel == panel]
+        cells = [p for p in layout.answering if p.panel == panel]
         found = [_throughput(cells, panel), _latency(cells, panel), _cost(cells, panel, full, stated)]
         if required_ratio is not None:
             found.append(_under_slo(cells, panel, required_ratio))
@@ -112,18 +112,18 @@ def _latency(cells: Sequence[Placed], panel: str) -> Answer | None:
 
 def _cost(cells: Sequence[Placed], panel: str, full: dict[str, TokenCost], stated: dict[str, TokenCost]) -> Answer | None:
     key = "cost_usd_per_million_output_tokens"
-    priced = [p for p in cells if p.summary.cell_id in full]
+    priced = [p for p in cells if p.summary.key in full]
     if not priced:
         return None
-    best = min(priced, key=lambda p: full[p.summary.cell_id].estimates[key].value)
-    cost = full[best.summary.cell_id]
+    best = min(priced, key=lambda p: full[p.summary.key].estimates[key].value)
+    cost = full[best.summary.key]
     e = cost.estimates
     price = cost.price
     parts = [
         f"{interval_text(e[key], usd_text)}.",
         f"{usd_text(e['cost_usd_per_million_blended_tokens'].value)} per million of all tokens.",
     ]
-    share = stated.get(best.summary.cell_id)
+    share = stated.get(best.summary.key)
     if share is not None and share.utilisation < 1:
         parts.append(f"At {share.utilisation:.0%} utilisation: {usd_text(share.estimates[key].value)}.")
     caveat = f"At {usd_text(price.usd_per_hour)} per device-hour ({price.source}), {cost.num_devices} device{'s' if cost.num_devices > 1 else ''}, full use."

@@ -19,7 +19,7 @@ from bench.decide.device_price import device_price
 from bench.records import Estimate, Warning_
 from bench.report import answers as words
 from bench.report import figures, tables
-from bench.report.collect import Collected, collect, measured_ceilings, planned_experiment
+from bench.report.collect import Collected, collect, measured_ceilings, planned_experiment, side_by_side
 from bench.report.layout import Layout, Placed, lay_out
 from bench.report.model import Chart, Doubt, Failure, Report, Table
 from bench.report.timeline import timeline
@@ -36,8 +36,10 @@ class Options:
     slo: str | None = None
 
 
-def build(folder: Path, options: Options | None = None) -> tuple[Report, Collected, Layout]:
-    """Read the results in ``folder`` and make the report.
+def build(
+    folder: Path, options: Options | None = None, beside: Sequence[Path] = ()
+) -> tuple[Report, Collected, Layout]:
+    """Read the results in ``folder``, and in the folders ``beside`` it to compare with, and make the report.
 
     Raises:
         BadInput: no cell has a complete run, or an option cannot be used.
@@ -45,6 +47,8 @@ def build(folder: Path, options: Options | None = None) -> tuple[Report, Collect
     options = options or Options()
     slo = slo_of(folder, options)
     data = collect(folder, Yardsticks(slo, measured_ceilings(folder)))
+    if beside:
+        data = side_by_side(data, [collect(f, Yardsticks(slo, measured_ceilings(f))) for f in beside])
     layout = lay_out(data.summaries)
     utilisation = options.utilisation or (data.experiment.utilisation if data.experiment is not None else 0.5)
     full, stated, price, price_doubts, no_price = _costs(data, options, utilisation)
@@ -98,8 +102,8 @@ def _costs(
             continue
         shown = shown or price
         prompt = max(0.0, total.value - output.value)
-        full[s.cell_id] = token_cost(price, s.num_devices, output, total, prompt)
-        stated[s.cell_id] = token_cost(price, s.num_devices, output, total, prompt, utilisation=utilisation)
+        full[s.key] = token_cost(price, s.num_devices, output, total, prompt)
+        stated[s.key] = token_cost(price, s.num_devices, output, total, prompt, utilisation=utilisation)
     return full, stated, shown, list(doubts.values()), "" if full else why
 
 
@@ -124,13 +128,14 @@ def _tables(layout: Layout, full: dict[str, TokenCost], stated: dict[str, TokenC
 
     def lookup(p: Placed, key: str) -> Estimate | None:
         if key == "tp_scaling_ratio":
-            return scaling.get(p.summary.cell_id)
+            return scaling.get(p.summary.key)
         return p.summary.estimates.get(key)
 
     goal = f"SLO: {slo.text}." if slo is not None else ""
     found = [
         tables.metric_table("throughput", "Throughput", layout, tables.THROUGHPUT, lookup, goal),
         tables.metric_table("latency", "Latency", layout, tables.LATENCY, lookup),
+        tables.prediction_table(layout),
         tables.cost_table(layout, full, stated, DEFAULT_OUTPUT_PRICE_RATIO),
         tables.metric_table("devices", "Devices and energy", layout, tables.DEVICES, lookup),
         tables.metric_table("engine", "Engine and workload", layout, tables.ENGINE, lookup),
@@ -149,7 +154,7 @@ def _scaling(layout: Layout) -> dict[str, Estimate]:
         for p in cells:
             e = figures.scaling_of(p, cells, smallest)
             if e is not None:
-                out[p.summary.cell_id] = e
+                out[p.summary.key] = e
     return out
 
 
@@ -184,6 +189,8 @@ def _with_reminders(report: Report, data: Collected) -> Report:
     lines = []
     if report.origin_label:
         lines.append(f"These numbers are {report.origin_label}.")
+    if len({s.origin for s in data.summaries}) > 1:
+        lines.append("The answers above consider measured cells alone wherever there are any; charts show both, by name.")
     if data.summaries and not any(s.facts.on_gpu for s in data.summaries):
         lines.append("Measured on a CPU: good for the method and for comparing settings, not for what a GPU would do.")
     for d in report.doubts:

@@ -190,9 +190,11 @@ def _curve(ax: Axes, line: Line, panel: Panel) -> None:
 
 def _scatter_line(ax: Axes, line: Line) -> None:
     color, marker = PALETTE[line.color % len(PALETTE)], MARKERS[line.color % len(MARKERS)]
-    ax.plot([p.x for p in line.points], [p.y for p in line.points], color=color, linewidth=1.0, alpha=0.55, zorder=2)
+    style: Any = (0, (3, 2)) if line.dashed else "-"
+    fill: Any = {"markerfacecolor": "none"} if line.dashed else {}
+    ax.plot([p.x for p in line.points], [p.y for p in line.points], color=color, linewidth=1.0, alpha=0.55, linestyle=style, zorder=2)
     for p in line.points:
-        ax.plot(p.x, p.y, marker=marker, color=color, markersize=6.5, linestyle="none", zorder=4, clip_on=False)
+        ax.plot(p.x, p.y, marker=marker, color=color, markersize=6.5, linestyle="none", zorder=4, clip_on=False, **fill)
         if p.front:
             ring = {"markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.2}
             ax.plot(p.x, p.y, marker="o", linestyle="none", zorder=5, clip_on=False, **ring)  # type: ignore[arg-type]
@@ -248,7 +250,7 @@ def _labels(figure: Figure, drawn: list[tuple[Axes, Panel]]) -> None:
 def _end_labels(ax: Axes, panel: Panel) -> None:
     from matplotlib.transforms import ScaledTranslation
 
-    named = [line for line in panel.lines if not (line.dashed and len(line.points) > 1 and _has_solid(panel, line))]
+    named = [line for line in panel.lines if not (line.dashed and line.label.startswith(_solid_names(panel, line)))]
     ends = [(line.label, line.points[-1].y, PALETTE[line.color % len(PALETTE)]) for line in named]
     if panel.reference is not None:
         ends.append((panel.reference[1], panel.reference[0], MUTED))
@@ -261,12 +263,13 @@ def _end_labels(ax: Axes, panel: Panel) -> None:
         ax.annotate(
             label, xy=(1.0, at), xycoords="axes fraction", xytext=(1.0, y), textcoords=beside, va="center", ha="left",
             color=color, fontweight="bold" if color != MUTED else "normal", fontsize=9.5, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.6, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 0} if moved else None,
+            arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.6, "linewidth": 0.8, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0} if moved else None,
         )  # fmt: skip
 
 
-def _has_solid(panel: Panel, dashed: Line) -> bool:
-    return any(line.color == dashed.color and not line.dashed for line in panel.lines)
+def _solid_names(panel: Panel, dashed: Line) -> tuple[str, ...]:
+    """Labels that a dashed line merely varies ("TP 2 at 50%" of "TP 2"): it then needs no name of its own."""
+    return tuple(f"{line.label} at " for line in panel.lines if line.color == dashed.color and not line.dashed)
 
 
 def _scatter_notes(figure: Figure, ax: Axes, panel: Panel) -> None:

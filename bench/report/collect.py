@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Collected:
     num_runs_planned: int | None
     stale: tuple[str, ...] = ()
     resolved_text: str = ""
-    runs: dict[str, tuple[RunReader, ...]] = field(default_factory=dict, repr=False)  # complete ones by cell_id
+    runs: dict[str, tuple[RunReader, ...]] = field(default_factory=dict, repr=False)  # complete ones by Summary.key
 
 
 def find_folder(name_or_path: str, results: Path | None = None) -> Path:
@@ -95,11 +95,11 @@ def collect(folder: Path, against: Yardsticks | None = None) -> Collected:
     for cell in cells:
         runs = list_runs(folder / cell.cell_id)
         complete = tuple(r for r in runs if r.status == "complete")
-        by_cell[cell.cell_id] = complete
+        by_cell[f"{folder}/{cell.cell_id}"] = complete
         failures += _failures_of(cell, runs, len(complete), repeats)
         if complete:
             try:
-                summaries.append(summarise_cell(complete, against))
+                summaries.append(replace(summarise_cell(complete, against), source=str(folder)))
             except BenchError as e:
                 failures.append(Failure((cell.cell_id,), "refused", str(e)))
     runnable = [c for c in cells if c.skipped is None]
@@ -143,6 +143,22 @@ def measured_ceilings(folder: Path) -> Ceilings | None:
 def planned_experiment(folder: Path) -> Experiment | None:
     """The experiment as it was run, from its plan; None for results without one."""
     return _experiment(_plan(folder))
+
+
+def side_by_side(first: Collected, others: list[Collected]) -> Collected:
+    """Results of several experiments as one: cells and failures of all, name, question and configuration of the first."""
+    every = [first, *others]
+    planned = [c.num_runs_planned for c in every]
+    return replace(
+        first,
+        name=" and ".join(dict.fromkeys(c.name for c in every)),
+        cells=tuple(cell for c in every for cell in c.cells),
+        summaries=tuple(s for c in every for s in c.summaries),
+        failures=tuple(f for c in every for f in c.failures),
+        num_runs_complete=sum(c.num_runs_complete for c in every),
+        num_runs_planned=None if any(p is None for p in planned) else sum(p for p in planned if p is not None),
+        stale=tuple(s for c in every for s in c.stale),
+    )
 
 
 def _plan(folder: Path) -> dict[str, Any]:

@@ -38,8 +38,7 @@ def _lines(layout: Layout, panel: str, value: Value, factor: float = 1.0, suffix
         cells = layout.of(panel, name)
         points = [_point(p.x, e, factor) for p in cells if (e := value(p)) is not None]
         if points:
-            simulated = cells[0].summary.origin != "measured" and "(" in name
-            out.append(Line(f"{name}{suffix}", tuple(points), cells[0].color, dashed or simulated))
+            out.append(Line(f"{name}{suffix}", tuple(points), cells[0].color, dashed or cells[0].beside))
     return out
 
 
@@ -48,10 +47,11 @@ def _point(x: float, e: Estimate, factor: float, note: str = "") -> Point:
     return Point(x, e.value * factor, low, high, note)
 
 
-def _x_axis(layout: Layout) -> Axis:
-    xs = {p.x for p in layout.placed}
+def _x_axis(layout: Layout, panel: str) -> Axis:
+    xs = {p.x for p in layout.placed if p.panel == panel}
     wide = len(xs) > 2 and min(xs) > 0 and max(xs) / min(xs) >= 8
-    return Axis(layout.x_title, "log2" if wide or layout.level in ("batch_size", "concurrency") else "linear")
+    doubling = layout.level_of(panel) in ("batch_size", "concurrency")
+    return Axis(layout.x_title(panel), "log2" if wide or doubling else "linear")
 
 
 def _panels(layout: Layout) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def _finish(name: str, title: str, answer: str, panels: list[Panel], layout: Lay
 
 def best(layout: Layout, key: str, lowest: bool = False) -> Placed | None:
     """The cell with the highest (or lowest) value of a metric."""
-    known = [p for p in layout.placed if key in p.summary.estimates]
+    known = [p for p in layout.answering if key in p.summary.estimates]
     if not known:
         return None
     return (min if lowest else max)(known, key=lambda p: p.summary.estimates[key].value)
@@ -92,10 +92,18 @@ def throughput(layout: Layout) -> Chart | None:
     value = top.summary.estimates["output_tokens_per_s"].value
     answer = f"Highest: {significant(value)} output tokens/s with {cell_label(top)}.{_knee(layout, top)}"
     panels = [
-        Panel(name, _x_axis(layout), Axis("Output tokens/s"), tuple(_lines(layout, name, metric("output_tokens_per_s"))))
+        Panel(name, _x_axis(layout, name), Axis("Output tokens/s"), tuple(_lines(layout, name, metric("output_tokens_per_s"))))
         for name in _panels(layout)
     ]
-    return _finish("throughput", f"Throughput against {layout.level_word} size" if layout.level == "batch_size" else f"Throughput against {layout.level_word}", answer, panels, layout)
+    return _finish("throughput", f"Throughput against {_load_word(layout)}", answer, panels, layout)
+
+
+def _load_word(layout: Layout) -> str:
+    """What runs along x, for titles: "batch size", or "load" where panels differ."""
+    levels = {p.level for p in layout.placed}
+    if len(levels) > 1:
+        return "load"
+    return {"batch_size": "batch size", "rate_per_s": "request rate"}.get(layout.level, layout.level_word)
 
 
 def _knee(layout: Layout, top: Placed) -> str:
@@ -115,7 +123,7 @@ def latency(layout: Layout) -> Chart | None:
         for key, title in (("ttft_p50_s", "TTFT p50"), ("tpot_p50_s", "TPOT p50")):
             lines = tuple(_lines(layout, name, metric(key), 1e3))
             heading = f"{title}: {name}" if name else title
-            panels.append(Panel(heading, _x_axis(layout), Axis(f"{title} (ms)", "log"), lines))
+            panels.append(Panel(heading, _x_axis(layout, name), Axis(f"{title} (ms)", "log"), lines))
     low = best(layout, "tpot_p50_s", lowest=True)
     if low is None:
         low_ttft = best(layout, "ttft_p50_s", lowest=True)
@@ -129,8 +137,7 @@ def latency(layout: Layout) -> Chart | None:
         if len(line) > 1 and line[-1].x != low.x:
             last = line[-1].summary.estimates
             answer += f" At {layout.level_word} {line[-1].x:g}: TPOT {duration_text(last['tpot_p50_s'].value)}, TTFT {duration_text(last['ttft_p50_s'].value)}."
-    title = f"Latency against {layout.level_word}" + (" size" if layout.level == "batch_size" else "")
-    return _finish("latency", title, answer, panels, layout)
+    return _finish("latency", f"Latency against {_load_word(layout)}", answer, panels, layout)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -154,7 +161,8 @@ def interactivity(layout: Layout) -> Chart | None:
             (p.summary.estimates["output_tokens_per_s_per_user"].value, p.summary.estimates["output_tokens_per_s_per_gpu"].value)
             for p in cells
         ]
-        front = set(pareto_front(xy))
+        answering = [i for i, p in enumerate(cells) if not p.beside]
+        front = {answering[k] for k in pareto_front([xy[i] for i in answering])}
         size += len(front)
         lines = []
         for label in layout.lines:
@@ -165,13 +173,14 @@ def interactivity(layout: Layout) -> Chart | None:
                 if p.line == label
             )  # fmt: skip
             if points:
-                lines.append(Line(label, points, layout.lines.index(label)))
+                first = next(p for p in cells if p.line == label)
+                lines.append(Line(label, points, first.color, first.beside))
         y = Axis("Output tokens/s per GPU" if on_gpu else "Output tokens/s (whole host)")
         panels.append(Panel(name, Axis("Output tokens/s per user (1 / TPOT p50)"), y, tuple(lines), "scatter"))
     word = "per GPU" if on_gpu else "of the host"
     answer = (
-        f"{size} of {len(layout.placed)} configurations are on the Pareto front (ringed): elsewhere another one gives users more "
-        f"speed and more throughput {word} at once. Numbers beside the points: {layout.level_word}."
+        f"{size} of {len(layout.answering)} configurations are on the Pareto front (ringed): elsewhere another one gives users more "
+        f"speed and more throughput {word} at once. Numbers beside the points: {_load_word(layout)}."
     )
     return _finish("interactivity", f"Throughput {word} against speed for each user", answer, panels, layout)
 
@@ -183,9 +192,9 @@ def tp_scaling(layout: Layout) -> Chart | None:
     y = Axis("TP scaling efficiency (%)")
     for name in _panels(layout):
         lines = scaling_lines(layout, name)
-        found += [(points[-1].y, label, points[-1].x) for label, _, points in lines]
-        drawn = tuple(Line(label, tuple(points), color) for label, color, points in lines)
-        panels.append(Panel(name, _x_axis(layout), y, drawn, reference=(100.0, "perfect scaling")))
+        found += [(line.points[-1].y, line.label, line.points[-1].x) for line in lines if not (layout.mixed and line.dashed)]
+        drawn = tuple(lines)
+        panels.append(Panel(name, _x_axis(layout, name), y, drawn, reference=(100.0, "perfect scaling")))
     if not found:
         return None
     efficiency, label, x = min(found)
@@ -195,19 +204,16 @@ def tp_scaling(layout: Layout) -> Chart | None:
     return _finish("tp_scaling", "Tensor-parallel scaling", answer, panels, layout)
 
 
-def scaling_lines(layout: Layout, panel: str) -> list[tuple[str, int, list[Point]]]:
-    """(line, color, points) of efficiency in percent for each TP above the smallest one, from the runs of both cells."""
+def scaling_lines(layout: Layout, panel: str) -> list[Line]:
+    """Efficiency in percent for each TP above the smallest one, from the runs of both cells."""
     cells = [p for p in layout.placed if p.panel == panel and "output_tokens_per_s" in p.summary.estimates]
     sizes = sorted({p.summary.facts.tensor_parallel_size for p in cells})
     out = []
     for label in layout.lines:
-        points = []
-        for p in (c for c in cells if c.line == label):
-            e = scaling_of(p, cells, sizes[0])
-            if e is not None:
-                points.append(_point(p.x, e, 100.0))
+        own = [c for c in cells if c.line == label]
+        points = [_point(p.x, e, 100.0) for p in own if (e := scaling_of(p, cells, sizes[0])) is not None]
         if points:
-            out.append((label, layout.lines.index(label), sorted(points, key=lambda q: q.x)))
+            out.append(Line(label, tuple(sorted(points, key=lambda q: q.x)), own[0].color, own[0].beside))
     return out
 
 
@@ -216,8 +222,8 @@ def scaling_of(p: Placed, cells: Sequence[Placed], smallest: int) -> Estimate | 
     tp = p.summary.facts.tensor_parallel_size
     if tp == smallest:
         return None
-    gpu = p.line.rsplit("TP", 1)[0]
-    base = [c for c in cells if c.x == p.x and c.summary.facts.tensor_parallel_size == smallest and c.line.rsplit("TP", 1)[0] == gpu]
+    same = p.line.replace(f"TP {tp}", f"TP {smallest}")  # same device, same origin
+    base = [c for c in cells if c.x == p.x and c.line == same]
     if not base:
         return None
     ours, theirs = ([r.values["output_tokens_per_s"] for r in s.runs if "output_tokens_per_s" in r.values] for s in (p.summary, base[0].summary))
@@ -229,24 +235,25 @@ def cost(layout: Layout, full: dict[str, TokenCost], stated: dict[str, TokenCost
     key = "cost_usd_per_million_output_tokens"
 
     def at(costs: dict[str, TokenCost]) -> Value:
-        return lambda p: costs[p.summary.cell_id].estimates[key] if p.summary.cell_id in costs else None
+        return lambda p: costs[p.summary.key].estimates[key] if p.summary.key in costs else None
 
-    priced = [p for p in layout.placed if p.summary.cell_id in full]
+    priced = [p for p in layout.answering if p.summary.key in full]
     if not priced:
         return None
-    low = min(priced, key=lambda p: full[p.summary.cell_id].estimates[key].value)
+    low = min(priced, key=lambda p: full[p.summary.key].estimates[key].value)
     share = next(iter(stated.values())).utilisation if stated else 1.0
-    value, at_share = (c[low.summary.cell_id].estimates[key].value for c in (full, stated or full))
-    price = full[low.summary.cell_id].price
+    both = share < 1 and not layout.mixed  # among predictions a dashed line would mean two things
+    value, at_share = (c[low.summary.key].estimates[key].value for c in (full, stated or full))
+    price = full[low.summary.key].price
     answer = (
         f"Cheapest: {usd_text(value)} per million output tokens with {cell_label(low)} at full use, {usd_text(at_share)} at "
-        f"{share:.0%} utilisation (dashed); {usd_text(price.usd_per_hour)} per device-hour."
+        f"{share:.0%} utilisation{' (dashed)' if both else ''}; {usd_text(price.usd_per_hour)} per device-hour."
     )
     panels = []
-    note = f"solid: at full use; dashed: at {share:.0%} utilisation" if share < 1 else "at full use"
+    note = f"solid: at full use; dashed: at {share:.0%} utilisation" if both else "at full use"
     for name in _panels(layout):
         lines = _lines(layout, name, at(full))
-        if share < 1:
+        if both:
             lines += _lines(layout, name, at(stated), suffix=f" at {share:.0%}", dashed=True)
-        panels.append(Panel(name, _x_axis(layout), Axis("USD per million output tokens", "log"), tuple(lines), note=note))
+        panels.append(Panel(name, _x_axis(layout, name), Axis("USD per million output tokens", "log"), tuple(lines), note=note))
     return _finish("cost", "Cost per million output tokens", answer, panels, layout)

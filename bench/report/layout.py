@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.analysis.efficiency import hardware_of
 from bench.analysis.summary import Summary
 from bench.config.sweep import axis_path
 
@@ -18,6 +19,9 @@ _LEVEL_TITLES = {
 }
 #: Axes that make lines; every other one makes panels.
 _LINE_AXES = ("gpu", "tensor_parallel_size")
+_TITLES = {"shape": "ISL/OSL", "isl": "ISL", "osl": "OSL", "model": "", "kind": ""}
+#: What a load axis belongs to, where one report holds several.
+_LOADS = {"batch_size": "offline batches", "concurrency": "closed loop", "rate_per_s": "open loop"}
 _SHORT = {"batch_size": "batch", "concurrency": "concurrency", "rate_per_s": "rate", "tensor_parallel_size": "TP", "gpu": ""}
 
 
@@ -31,6 +35,7 @@ class Placed:
     color: int
     panel: str
     level: str  # name of the load axis
+    beside: bool = False  # a simulated or imported cell among measured ones: drawn dashed, never the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +47,38 @@ class Layout:
     lines: tuple[str, ...]
     level: str
 
-    @property
-    def x_title(self) -> str:
-        return _LEVEL_TITLES.get(self.level, self.level)
+    def level_of(self, panel: str) -> str:
+        """The load axis of a panel: "batch_size", "concurrency", ..."""
+        return next((p.level for p in self.placed if p.panel == panel), self.level)
+
+    def x_title(self, panel: str) -> str:
+        level = self.level_of(panel)
+        return _LEVEL_TITLES.get(level, level)
 
     @property
     def level_word(self) -> str:
         """"batch" or "concurrency", for sentences."""
         return _SHORT.get(self.level, self.level)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether measured cells stand beside others."""
+        return any(p.beside for p in self.placed)
+
+    @property
+    def answering(self) -> tuple[Placed, ...]:
+        """The cells that answers come from: the measured ones where there are any."""
+        return tuple(p for p in self.placed if not p.beside)
+
     def of(self, panel: str, line: str) -> list[Placed]:
         """Cells of one line of one panel, by x."""
         return sorted((p for p in self.placed if p.panel == panel and p.line == line), key=lambda p: p.x)
+
+
+def axis_title(name: str) -> str:
+    """The heading of an axis in a table."""
+    tail = axis_tail(name)
+    return _TITLES.get(tail) or tail
 
 
 def axis_tail(name: str) -> str:
@@ -64,18 +89,23 @@ def axis_tail(name: str) -> str:
 def lay_out(summaries: Sequence[Summary]) -> Layout:
     """Place every cell. Axes that take one value alone are left out of labels."""
     varying = _varying(summaries)
-    mixed = len({s.origin for s in summaries}) > 1
+    mixed = "measured" in {s.origin for s in summaries} and len({s.origin for s in summaries}) > 1
     levels = [s.facts.level or ("batch_size", 1.0) for s in summaries]
+    several_devices = len({_device(s) for s in summaries}) > 1
     several_levels = len({name for name, _ in levels}) > 1
     placed = []
-    lines: dict[str, int] = {}
+    lines: dict[str, None] = {}
+    colors: dict[str, int] = {}
     panels: dict[str, None] = {}
     for s, (level, x) in zip(summaries, levels, strict=True):
-        line = _line_label(s, mixed)
+        line = _line_label(s, mixed, _device(s) if several_devices else "")
         panel = _panel_label(s, varying, level if several_levels else "")
-        color = lines.setdefault(line, len(lines))
+        beside = mixed and s.origin != "measured"
+        # a prediction has the colour of what it predicts
+        color = colors.setdefault(line.removesuffix(f" ({s.origin})"), len(colors))
+        lines.setdefault(line)
         panels.setdefault(panel)
-        placed.append(Placed(s, float(x), line, color, panel, level))
+        placed.append(Placed(s, float(x), line, color, panel, level, beside))
     return Layout(tuple(placed), tuple(panels), tuple(lines), levels[0][0] if levels else "batch_size")
 
 
@@ -87,9 +117,19 @@ def _varying(summaries: Sequence[Summary]) -> set[str]:
     return {name for name, values in seen.items() if len(values) > 1}
 
 
-def _line_label(s: Summary, mixed: bool) -> str:
-    gpu = getattr(s.facts.spec.engine, "gpu", None) if s.facts.spec is not None else None
-    parts = [str(gpu)] if gpu else []
+def _device(s: Summary) -> str:
+    """The device's catalogue name, or what it calls itself."""
+    hardware = hardware_of(s.facts)
+    if hardware is not None and hardware.kind == "gpu":
+        return hardware.name
+    names = s.facts.fingerprint.get("devices") or []
+    if names and names[0] != "cpu":
+        return str(names[0])
+    return str(s.facts.fingerprint.get("cpu") or "CPU") if not s.facts.on_gpu else "GPU"
+
+
+def _line_label(s: Summary, mixed: bool, device: str) -> str:
+    parts = [device] if device else []
     parts.append(f"TP {s.facts.tensor_parallel_size}")
     if mixed and s.origin != "measured":
         parts.append(f"({s.origin})")
@@ -98,16 +138,16 @@ def _line_label(s: Summary, mixed: bool) -> str:
 
 def _panel_label(s: Summary, varying: set[str], level: str) -> str:
     level_name = (s.facts.level or ("", 0.0))[0]
-    parts = [level] if level else []
+    parts = [_LOADS.get(level, level)] if level else []
     for name, value in s.facts.axes.items():
         tail = axis_tail(name)
-        if name in varying and tail not in _LINE_AXES and tail != level_name:
+        if name in varying and tail not in (*_LINE_AXES, "load", level_name):
             parts.append(f"{_word(tail)} {value_text(value)}".strip())
     return ", ".join(parts)
 
 
 def _word(tail: str) -> str:
-    return {"shape": "ISL/OSL", "isl": "ISL", "osl": "OSL", "model": "", "kind": ""}.get(tail, tail)
+    return _TITLES.get(tail, tail)
 
 
 def value_text(value: Any) -> str:

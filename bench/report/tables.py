@@ -8,7 +8,7 @@ from typing import Any
 from bench.analysis.metrics import METRICS
 from bench.decide.cost import TokenCost
 from bench.records import Estimate
-from bench.report.layout import Layout, Placed, axis_tail, value_text
+from bench.report.layout import Layout, Placed, axis_tail, axis_title, value_text
 from bench.report.model import Column, Field, Table
 from bench.units import GIB, significant, usd_text
 
@@ -93,14 +93,21 @@ def estimate_field(e: Estimate | None, unit: str = "", factor: float = 1.0, why:
 def axis_columns(layout: Layout) -> tuple[list[Column], Callable[[Placed], list[Field]]]:
     """The columns that name a cell, and what stands in them: TP, load level, and every other axis that varies."""
     names = _other_axes(layout)
-    columns = [Column("Setup", numeric=False), Column(layout.level.replace("_", " ").capitalize(), numeric=True)]
-    columns += [Column(axis_tail(n), numeric=False) for n in names]
+    columns = [Column("Setup", numeric=False), Column(_load_title(layout), numeric=True)]
+    columns += [Column(axis_title(n), numeric=False) for n in names]
+
+    several = len({p.level for p in layout.placed}) > 1
 
     def fields(p: Placed) -> list[Field]:
-        own = [Field(p.line, p.line), Field(f"{p.x:g}", p.x)]
+        own = [Field(p.line, p.line), Field(f"{p.x:g}", p.x, p.level.replace("_", " ") if several else "")]
         return own + [_axis_field(p.summary.facts.axes.get(n)) for n in names]
 
     return columns, fields
+
+
+def _load_title(layout: Layout) -> str:
+    levels = {p.level for p in layout.placed}
+    return "Load" if len(levels) > 1 else layout.level.replace("_", " ").capitalize()
 
 
 def _axis_field(value: Any) -> Field:
@@ -112,7 +119,7 @@ def _other_axes(layout: Layout) -> list[str]:
     for p in layout.placed:
         for name, value in p.summary.facts.axes.items():
             seen.setdefault(name, set()).add(repr(value))
-    hidden = {"tensor_parallel_size", "gpu", layout.level}
+    hidden = {"tensor_parallel_size", "gpu", "load", *(p.level for p in layout.placed)}
     return [n for n, values in seen.items() if len(values) > 1 and axis_tail(n) not in hidden]
 
 
@@ -165,7 +172,7 @@ def cost_table(layout: Layout, full: dict[str, TokenCost], stated: dict[str, Tok
     for p in layout.placed:
         row = fields(p)
         for costs, _ in uses:
-            cost = costs.get(p.summary.cell_id)
+            cost = costs.get(p.summary.key)
             row += [usd_field(cost.estimates[key] if cost else None) for key, _ in kinds]
         rows.append(tuple(row))
     note = (
@@ -180,6 +187,40 @@ def usd_field(e: Estimate | None) -> Field:
         return Field("n/a", float("inf"), "no price, or nothing was produced")
     detail = f"{usd_text(e.low)} – {usd_text(e.high)}" if e.low is not None and e.high is not None else ""
     return Field(usd_text(e.value), e.value, detail)
+
+
+def prediction_table(layout: Layout) -> Table | None:
+    """Simulated cells beside measured ones of the same TP, load and workload, with the error of each prediction."""
+    measured = {(p.summary.facts.tensor_parallel_size, p.x, p.panel): p for p in layout.placed if p.summary.origin == "measured"}
+    pairs = [
+        (p, measured[where])
+        for p in layout.placed
+        if p.summary.origin == "simulated" and (where := (p.summary.facts.tensor_parallel_size, p.x, p.panel)) in measured
+    ]
+    if not pairs:
+        return None
+    head, fields = axis_columns(layout)
+    keys = ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "e2e_p50_s")
+    columns = [
+        Column(f"{_PRINTED[k][0]}, {word}", "%" if word == "error" else _PRINTED[k][1])
+        for k in keys
+        for word in ("measured", "simulated", "error")
+    ]
+    rows = []
+    for p, truth in pairs:
+        row = fields(p)
+        for k in keys:
+            ours, theirs = p.summary.estimates.get(k), truth.summary.estimates.get(k)
+            _, unit, factor = _PRINTED[k]
+            row += [estimate_field(theirs, unit, factor), estimate_field(ours, unit, factor)]
+            row.append(
+                Field("n/a", float("-inf"), "one side has no value")
+                if ours is None or theirs is None or theirs.value == 0
+                else Field(f"{100 * (ours.value / theirs.value - 1):+.1f}", 100 * (ours.value / theirs.value - 1))
+            )
+        rows.append(tuple(row))
+    note = "Error: simulated / measured - 1. A measured interval wider than the error does not confirm or refute it."
+    return Table("prediction", "Prediction against measurement", (*head, *columns), tuple(rows), note)
 
 
 def runs_table(layout: Layout) -> Table:

@@ -79,7 +79,7 @@ def timeline(data: Collected, layout: Layout) -> Chart | None:
 def _runs_in_order(data: Collected, layout: Layout) -> list[tuple[Placed, RunSummary, RunReader, float]]:
     out = []
     for placed in layout.placed:
-        readers = {r.folder.name: r for r in data.runs.get(placed.summary.cell_id, ())}
+        readers = {r.folder.name: r for r in data.runs.get(placed.summary.key, ())}
         for summary in placed.summary.runs:
             started = _unix_s(summary.started_utc)
             if summary.run in readers and started is not None:

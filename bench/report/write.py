@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,12 @@ class ReportFiles:
         }
 
 
-def write_report(folder: Path, options: Options | None = None, out: Path | None = None) -> ReportFiles:
+def write_report(
+    folder: Path, options: Options | None = None, out: Path | None = None, beside: Sequence[Path] = ()
+) -> ReportFiles:
     """Make the report of the results in ``folder`` and write it to ``out`` (default: ``report/`` in the results folder).
+
+    Results in the folders ``beside`` it (a prediction, another machine) are laid into the same charts and tables.
 
     report.html, report.md, charts/*.png and *.svg, cells.csv (every estimate) and report.json.
 
@@ -48,7 +53,7 @@ def write_report(folder: Path, options: Options | None = None, out: Path | None 
     from bench.analysis.frames import cells_frame
     from bench.report import charts, html, markdown
 
-    report, data, _ = build(folder, options)
+    report, data, _ = build(folder, options, beside)
     out = out or folder / FOLDER
     try:
         out.mkdir(parents=True, exist_ok=True)

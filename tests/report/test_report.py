@@ -227,3 +227,47 @@ def test_show_command(results: Path) -> None:
 def test_show_refuses_what_is_no_run(tmp_path: Path) -> None:
     found = CliRunner().invoke(show_command, [str(tmp_path)])
     assert isinstance(found.exception, BadInput) and "not a run" in str(found.exception)
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Measured results, and a prediction of the same sweep that is off by some per cent."""
+    root = tmp_path_factory.mktemp("side")
+    sweep = {"grid": {"tensor_parallel_size": [1, 2], "batch_size": [1, 16]}}
+    ours, _ = write_experiment(root / "m", experiment(name="machine", sweep=sweep), origin="measured")
+    engine = {"kind": "simulated", "gpu": "H100-SXM"}
+    theirs, _ = write_experiment(root / "s", experiment(name="guess", sweep=sweep, engine=engine), repeats=1, noise=0.05, seed=3)
+    return ours, theirs
+
+
+def test_a_prediction_is_laid_over_the_measurement_with_its_error(predicted: tuple[Path, Path], tmp_path: Path) -> None:
+    files = write_report(predicted[0], out=tmp_path, beside=[predicted[1]])
+    report = files.report
+    assert report.origin_label == "partly simulated"
+    assert all("simulated" not in a.headline for a in report.answers)  # a guess is never the answer
+    table = next(t for t in report.tables if t.name == "prediction")
+    assert len(table.rows) == 4
+    for row in table.rows:
+        measured, simulated, error = (row[i].sort for i in (2, 3, 4))
+        assert isinstance(measured, float) and isinstance(simulated, float)
+        assert error == pytest.approx(100 * (simulated / measured - 1))
+    chart = next(c for c in report.charts if c.name == "throughput")
+    lines = {line.label: line for line in chart.panels[0].lines}
+    assert set(lines) == {"TP 1", "TP 2", "TP 1 (simulated)", "TP 2 (simulated)"}
+    for tp in ("TP 1", "TP 2"):
+        assert lines[f"{tp} (simulated)"].dashed and not lines[tp].dashed
+        assert lines[f"{tp} (simulated)"].color == lines[tp].color
+    front = next(c for c in report.charts if c.name == "interactivity")
+    assert not any(p.front for line in front.panels[0].lines if "simulated" in line.label for p in line.points)
+
+
+def test_two_machines_are_told_apart(predicted: tuple[Path, Path], tmp_path: Path) -> None:
+    other, _ = write_experiment(
+        tmp_path, experiment(name="machine", sweep={"grid": {"tensor_parallel_size": [1, 2], "batch_size": [1, 16]}}), origin="measured",
+        fingerprint={"devices": ["NVIDIA A100-SXM4-80GB"], "engine_version": "vllm 0.32.0"},
+        provenance={"gpus": [{"name": "NVIDIA A100-SXM4-80GB"}]},
+    )  # fmt: skip
+    report, data, layout = build(predicted[0], beside=[other])
+    assert set(layout.lines) == {"H100-SXM TP 1", "H100-SXM TP 2", "A100-80-SXM TP 1", "A100-80-SXM TP 2"}
+    assert len({s.key for s in data.summaries}) == 8  # equal cell ids, two folders
+    assert next(t for t in report.tables if t.name == "cost").rows
