@@ -17,7 +17,7 @@ from typing import Any
 
 import bench
 from bench.provenance.gpus import gpu_facts
-from bench.provenance.secrets import redact_command_line, redact_environment, shorten_home
+from bench.provenance.secrets import redact_command_line, redact_environment
 
 #: Packages whose versions may change a result. Absent ones are left out.
 PACKAGES = (
@@ -92,6 +92,8 @@ def collect(command_line: Sequence[str] | None = None, environment: Mapping[str,
     """
     environment = os.environ if environment is None else environment
     words = list(sys.argv if command_line is None else command_line)
+    if words:
+        words[0] = "bench" if Path(words[0]).stem == "__main__" else Path(words[0]).name
     return {
         "collected_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "tool": {"name": "tokenyield", "version": bench.__version__, "git": _attempt(git_facts)},
@@ -103,7 +105,7 @@ def collect(command_line: Sequence[str] | None = None, environment: Mapping[str,
         "python": {
             "version": platform.python_version(),
             "implementation": platform.python_implementation(),
-            "executable": shorten_home(sys.executable or ""),
+            "virtual_environment": sys.prefix != sys.base_prefix,
         },
         "packages": package_versions(),
         "torch_cuda": _attempt(torch_cuda_version),

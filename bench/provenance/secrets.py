@@ -164,7 +164,7 @@ def _secret_values(environment: Mapping[str, str]) -> set[str]:
 
 
 def redact_command_line(words: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
-    """The words of a command line without secrets and with the home folder written ``~``.
+    """The words of a command line without secrets and with the working folder written ``.`` and the home folder ``~``.
 
     Args:
         words: as in ``sys.argv``.
@@ -185,7 +185,7 @@ def redact_command_line(words: Sequence[str], environment: Mapping[str, str] | N
             hide_next = not whole["value"]
             continue
         hide_next = word.startswith("-") and " " not in word and is_secret_name(word)
-        shown.append(shorten_home(redact_text(word, known)))
+        shown.append(shorten_paths(redact_text(word, known)))
     return shown
 
 
@@ -193,16 +193,29 @@ def redact_environment(environment: Mapping[str, str], prefixes: Sequence[str]) 
     """The variables whose names begin with one of ``prefixes``; secret ones are there with their value removed."""
     known = _secret_values(environment)
     return {
-        name: REMOVED if is_secret_name(name) else shorten_home(redact_text(value, known))
+        name: REMOVED if is_secret_name(name) else shorten_paths(redact_text(value, known))
         for name, value in sorted(environment.items())
         if name.startswith(tuple(prefixes))
     }
 
 
+def shorten_paths(text: str) -> str:
+    """``text`` with the working folder written ``.`` and the home folder ``~``: neither says anything about a result."""
+    try:
+        here = os.getcwd()
+    except OSError:  # the working folder was deleted
+        here = ""
+    return shorten_home(_shorten(text, here, "."))
+
+
 def shorten_home(text: str, home: str | None = None) -> str:
     """``text`` with the home folder written ``~``."""
     home = os.path.expanduser("~") if home is None else home
-    home = home.rstrip("/")
-    if not home or home == "~":
+    return text if home == "~" else _shorten(text, home, "~")
+
+
+def _shorten(text: str, folder: str, sign: str) -> str:
+    folder = folder.rstrip("/")
+    if not folder:
         return text
-    return re.sub(rf"(?<![A-Za-z0-9_.~-]){re.escape(home)}(?![A-Za-z0-9_.-])", "~", text)
+    return re.sub(rf"(?<![A-Za-z0-9_.~-]){re.escape(folder)}(?![A-Za-z0-9_.-])", sign, text)

@@ -73,9 +73,9 @@ def ask(call: Callable[..., Any], *args: Any) -> Any | None:
     """``call(*args)``, or None where NVML answers with any error, or the library or pynvml lacks the function."""
     try:
         return call(*args)
-    except Exception as exc:
-        if isinstance(exc, MemoryError | KeyboardInterrupt):
-            raise
+    except MemoryError:
+        raise
+    except Exception:
         return None
 
 

@@ -29,6 +29,14 @@ def test_collect_is_json_and_says_what_it_must(monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(found["gpus"], list)
 
 
+def test_no_absolute_path_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = collect([str(tmp_path / "bin/bench"), "run", str(tmp_path / "x.yaml"), f"--out={tmp_path}"], {})
+    assert found["command_line"] == ["bench", "run", "./x.yaml", "--out=."]
+    assert collect(["/somewhere/bench/__main__.py", "run"], {})["command_line"] == ["bench", "run"]
+    assert str(Path(bench.__file__).parents[1]) not in json.dumps(found)
+
+
 def test_absent_packages_are_left_out() -> None:
     assert package_versions(["numpy", "no-such-package-here"]).keys() == {"numpy"}
 
