@@ -21,6 +21,7 @@ from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
 from bench.sim.efficiency import Curve
+from bench.sim.op_times import FP8_TILE_ROWS
 
 SOURCE = "NVIDIA AIConfigurator 0.12.0 op tables (Apache-2.0)"
 NVLINK_BYTES_PER_S = {"h100_sxm": 450e9, "h200_sxm": 450e9, "a100_sxm": 300e9}
@@ -141,6 +142,8 @@ def gemm_curves(table: pd.DataFrame, sheet: Sheet) -> dict[str, Curve]:
         rows = rows.groupby(["m", "n", "k"]).latency.min().reset_index()
         if dtype == "fp8_block":
             rows = without_launch_bound(rows, table[table.gemm_dtype == "fp8"])
+        if dtype != "bfloat16":  # a staircase in m: the curve holds its corners, gemm_s rounds m up to them
+            rows = rows[(rows.m <= 256) | (rows.m % FP8_TILE_ROWS == 0)]
         m, n, k = (rows[c].to_numpy(float) for c in "mnk")
         width = 2.0 if dtype == "bfloat16" else 1.0
         peak = sheet.bf16 if dtype == "bfloat16" else sheet.fp8

@@ -24,11 +24,12 @@ from bench.sim.accuracy import FITTED_MODELS, run_point, shape_for, summarise
 from bench.sim.ground_truth import Point, serving_points
 from bench.sim.op_times import Overheads
 from bench.sim.step_time import StepTime, load_overheads, with_overheads
+from bench.sim.step_time_kernel import HOST_PER_RUNNING_S
 
 #: Name -> bounds. What cannot be told apart on these points keeps its value from the file.
 BOUNDS = {
     "host_fixed_s": (2e-4, 3e-3),
-    "host_per_running_s": (0.0, 6e-5),
+    "host_per_running_sync_s": (0.0, 6e-5),
     "small_kernel_s": (0.5e-6, 3e-6),
     "gap_per_running_s": (0.0, 3e-5),
     "gap_per_rank_s": (0.0, 3e-4),
@@ -63,9 +64,12 @@ def log_ratios(overheads: Overheads, points: list[Point]) -> np.ndarray:
     arrays: dict[tuple[object, ...], np.ndarray] = {}
     rows = []
     for p in points:
-        key = (p.gpu, p.model, p.quantization, p.tp, p.ep)
+        key = (p.gpu, p.model, p.quantization, p.tp, p.ep, p.async_scheduling)
         if key not in arrays:
-            arrays[key] = with_overheads(shape_for(p), load_hardware(p.gpu), overheads, tp=p.tp, expert_parallel=p.ep)
+            built = with_overheads(shape_for(p), load_hardware(p.gpu), overheads, tp=p.tp, expert_parallel=p.ep)
+            if not p.async_scheduling:
+                built[HOST_PER_RUNNING_S] = overheads.host_per_running_sync_s
+            arrays[key] = built
         step_time = StepTime("", "", arrays[key], (overheads.request_before_s, overheads.request_after_s))
         try:
             run = run_point(p, step_time)

@@ -14,12 +14,12 @@ from dataclasses import replace as dataclass_replace
 import numpy as np
 
 from bench.catalog.hardware import load_hardware
-from bench.catalog.memory import engine_defaults, fit
+from bench.catalog.memory import SAMPLER_BYTES_PER_LOGIT_V1, engine_defaults, fit
 from bench.errors import BenchError
 from bench.load.schedule import closed_loop, offline
 from bench.records import Request
 from bench.sim.compiled import simulate
-from bench.sim.ground_truth import Point, Refusal, model_of
+from bench.sim.ground_truth import V2_RUNNER_SINCE, Point, Refusal, model_of
 from bench.sim.inputs import Fleet, Replica, SimResult, prepare
 from bench.sim.model_shape import ModelShape, shape_of
 from bench.sim.scheduler import SchedulerConfig
@@ -73,7 +73,7 @@ def lengths(point: Point, rng: np.random.Generator, n: int) -> tuple[np.ndarray,
 def shape_for(point: Point) -> ModelShape:
     """The model's shape; Kimi's compressed-tensors checkpoint quantises routed experts alone."""
     arch = model_of(point.model)
-    shape = shape_of(arch, point.quantization)
+    shape = shape_of(arch, point.quantization, point.kv_cache_dtype)
     if point.model == "kimi-k2.5":
         shape = dataclass_replace(shape, dense_dtype="bf16")
     return shape
@@ -83,7 +83,8 @@ def step_time_for(point: Point, max_num_seqs: int) -> StepTime:
     """Step times as ``bench predict`` would build them for this point."""
     return build_step_time(
         model_of(point.model), load_hardware(point.gpu), tensor_parallel_size=point.tp, enable_expert_parallel=point.ep,
-        quantization=point.quantization, max_num_seqs=max_num_seqs, shape=shape_for(point),
+        quantization=point.quantization, kv_cache_dtype=point.kv_cache_dtype, max_num_seqs=max_num_seqs, async_scheduling=point.async_scheduling,
+        shape=shape_for(point),
     )  # fmt: skip
 
 
@@ -107,13 +108,18 @@ def run_point(point: Point, step_time: StepTime | None = None, seed: int = 0) ->
     longest = int((isl + osl).max()) + 16
     room = fit(
         arch, hardware, tp=point.tp, ep=point.tp if point.ep else 1, quantization=point.quantization,
-        gpu_memory_utilization=point.gpu_memory_utilization, max_model_len=max(longest, 1024),
+        kv_cache_dtype=point.kv_cache_dtype, gpu_memory_utilization=point.gpu_memory_utilization, max_model_len=max(longest, 1024),
         max_num_batched_tokens=tokens, max_num_seqs=seqs,
     )  # fmt: skip
     if not room.fits:
         raise BenchError(f"does not fit: {room.reason}")
+    num_blocks = room.num_blocks
+    if point.version and point.version < V2_RUNNER_SINCE:
+        # the first model runner profiled its sampler with four times the memory for logits
+        sampler = SAMPLER_BYTES_PER_LOGIT_V1 * seqs * arch.vocab_size
+        num_blocks -= int(max(0.0, sampler - room.activation_bytes) // room.bytes_per_block)
     per_request = room.bytes_per_block / room.block_size
-    capacity = room.num_blocks * room.block_size * per_request / max(room.kv_bytes_per_token, 1)
+    capacity = num_blocks * room.block_size * per_request / max(room.kv_bytes_per_token, 1)
     blocks = max(2, int(capacity // room.block_size))
     reason = contradiction(point, blocks * room.block_size)
     if reason:
@@ -190,7 +196,16 @@ def grade(
     cache: dict[tuple[object, ...], StepTime] = {}
     for point in points:
         try:
-            key = (point.gpu, point.model, point.quantization, point.tp, point.ep, point.max_num_seqs)
+            key = (
+                point.gpu,
+                point.model,
+                point.quantization,
+                point.kv_cache_dtype,
+                point.tp,
+                point.ep,
+                point.max_num_seqs,
+                point.async_scheduling,
+            )
             if key not in cache:
                 seqs = point.max_num_seqs or engine_defaults(load_hardware(point.gpu), "server")[1]
                 cache[key] = step_time_for(point, seqs)

@@ -13,6 +13,7 @@ are not part of this project. Devices without own curves borrow those of a relat
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,24 +156,24 @@ _OWN: Mapping[str, str] = {
 def curves_for(device: str, compute_capability: float | None, folder: Path = EFFICIENCY_FOLDER) -> EfficiencyCurves:
     """Curves for a device of the catalogue, with the trust they deserve there.
 
-    FP8 curves are lent by the H100 to every device that has FP8 but no own ones. A device older than compute capability
+    What only the H100's tables hold (FP8, 4-bit weights, latent attention) is lent by it. A device older than compute capability
     8.0, or unknown, gets no curves at all (``bare data sheet``): callers then use flat utilisations.
     """
     key = device.lower().replace("_", "-")
     own = next((f for prefix, f in _OWN.items() if key.startswith(prefix)), None)
     if own is not None:
-        return load_curves(folder / f"{own}.yaml")
+        return _with_lent(load_curves(folder / f"{own}.yaml"), folder)
     relative = next((f for cc, f in _RELATIVES if compute_capability is not None and compute_capability >= cc), None)
     if relative is None:
-        return EfficiencyCurves(
-            device, "data sheet", {}, "bare data sheet", f"no kernel times known for a relative of {device}"
-        )
-    lent = load_curves(folder / f"{relative}.yaml")
-    curves = dict(lent.curves)
+        why = f"no kernel times known for a relative of {device}"
+        return EfficiencyCurves(device, "data sheet", {}, "bare data sheet", why)
+    lent = _with_lent(load_curves(folder / f"{relative}.yaml"), folder)
+    return dataclasses.replace(lent, trust="borrowed curves", reason=f"{device} uses the curves of {lent.name}")
+
+
+def _with_lent(curves: EfficiencyCurves, folder: Path) -> EfficiencyCurves:
+    """Curves that only the H100's tables hold (FP8, 4-bit weights, latent attention), where ``curves`` lacks them."""
     hopper = load_curves(folder / "h100_sxm.yaml").curves
-    for name, curve in hopper.items():
-        if (".fp8" in name or ".mxfp4" in name or ".int4" in name or name.startswith("mla")) and name not in curves:
-            curves[name] = curve
-    return EfficiencyCurves(
-        lent.name, lent.source, curves, "borrowed curves", f"{device} uses the curves of {lent.name}"
+    return dataclasses.replace(
+        curves, curves={**{k: c for k, c in hopper.items() if k != "all_reduce"}, **curves.curves}
     )

@@ -24,8 +24,9 @@ from bench.catalog.model import ModelArch, load_model
 
 GROUND_TRUTH_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "ground_truth"
 
-#: vLLM releases: asynchronous scheduling on by default; 0.92 of the memory by default; first with the V1 engine alone.
-ASYNC_SINCE, UTILISATION_092_SINCE, V1_SINCE = (0, 14), (0, 22), (0, 9)
+#: vLLM releases: asynchronous scheduling on by default; 0.92 of the memory by default; first with the V1 engine alone;
+#: first taken to run the second model runner (known to be the default in 0.32).
+ASYNC_SINCE, UTILISATION_092_SINCE, V1_SINCE, V2_RUNNER_SINCE = (0, 14), (0, 22), (0, 9), (0, 26)
 
 _GPUS = {
     "h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200", "H100-SXM-80GB": "h100-sxm",
@@ -74,6 +75,7 @@ class Point:
     tpot_s: float = math.nan
     output_tokens_per_s: float = math.nan
     note: str = ""
+    kv_cache_dtype: str | None = None
 
     @property
     def async_scheduling(self) -> bool:
@@ -238,7 +240,7 @@ def _published_point(row: dict[str, str], name: str) -> Point | Refusal:
     fixed = {
         "id": name, "source": source, "engine": row["engine"].lower(), "version": version, "gpu": gpu, "model": model,
         "precision": row["precision"] or "bf16", "quantization": quantization, "tp": int(tp), "ep": False, "isl": isl,
-        "osl": osl, "output_tokens_per_s": out,
+        "osl": osl, "output_tokens_per_s": out, "kv_cache_dtype": "fp8" if row["kv_dtype"] == "fp8" else None,
     }  # fmt: skip
     if arena:
         return Point(**fixed, spread="long-tailed", kind="closed_loop", concurrency=int(2 * c), num_requests=int(6 * c),  # type: ignore[arg-type]

@@ -28,6 +28,8 @@ _BARE_BANDWIDTH_RATIO, _BARE_FLOPS_RATIO, _BARE_FLOOR_S = 0.70, 0.65, 4e-6
 #: A device whose peaks are not known at all (a host CPU): only calibration makes anything of it.
 _ASSUMED_FLOPS, _ASSUMED_BYTES_PER_S = 1e12, 5e10
 _ELEMENTWISE_BANDWIDTH_RATIO = 0.8
+#: FP8 products with more rows than this work in tiles of so many: their time is a staircase in the number of tokens.
+FP8_TILE_ROWS = 256
 #: Ring all-reduce through the PCIe root: share of the link that NCCL reaches, and the start-up per GPU.
 _PCIE_LINK_RATIO, _PCIE_START_S = 0.7, 8e-6
 
@@ -40,8 +42,11 @@ class Overheads:
         small_kernel_s: a norm, rotary embedding, KV write or activation in a CUDA graph, besides its memory traffic.
         small_kernels_per_layer, small_kernels_per_moe_layer: how many of them remain after compilation fused the rest.
         compute_slowdown, memory_slowdown: under load against the locked clocks of the kernel tables.
+            compute_slowdown_before_hopper: on devices below compute capability 9.0, whose clocks hold under load.
         weight_only_slowdown: expanding int4 weights, against a 16-bit product of the same traffic.
-        host_fixed_s, host_per_running_s: the engine-core process per step, and per running request.
+        host_fixed_s, host_per_running_s: the engine-core process per step, and per running request, where scheduling
+            runs ahead of the device (vLLM 0.14 and later); host_per_running_sync_s: before, when the step waits for
+            scheduling, input preparation and output processing one after the other.
         gap_s, gap_per_running_s, gap_per_rank_s: device idle per step that nothing hides (per doubling of ranks).
         piecewise_per_layer_s, eager_per_layer_s: host time of steps outside a full CUDA graph.
         request_before_s, request_after_s: client to queue (HTTP, tokeniser), and engine output to client.
@@ -55,10 +60,12 @@ class Overheads:
     small_kernels_per_layer: float = 5.0
     small_kernels_per_moe_layer: float = 7.0
     compute_slowdown: float = 1.06
+    compute_slowdown_before_hopper: float = 1.03
     memory_slowdown: float = 0.96
     weight_only_slowdown: float = 1.1
     host_fixed_s: float = 1.0e-3
-    host_per_running_s: float = 2.8e-5
+    host_per_running_s: float = 1.0e-5
+    host_per_running_sync_s: float = 2.45e-5
     gap_s: float = 0.0
     gap_per_running_s: float = 7e-7
     gap_per_rank_s: float = 2e-5
@@ -102,7 +109,10 @@ class Device:
         memory, compute = moved / self.bandwidth, flops / peak
         if curve is None:
             return np.maximum(memory / _BARE_BANDWIDTH_RATIO, compute / _BARE_FLOPS_RATIO) + _BARE_FLOOR_S
-        slow = np.where(compute > memory, self.overheads.compute_slowdown, self.overheads.memory_slowdown)
+        o = self.overheads
+        hopper = float(self.hardware.compute_capability or 0) >= 9.0
+        limit = o.compute_slowdown if hopper else o.compute_slowdown_before_hopper
+        slow = np.where(compute > memory, limit, o.memory_slowdown)
         return curve.time_s(np.maximum(memory, compute), *shape) * slow
 
 
@@ -110,6 +120,8 @@ def gemm_s(device: Device, m: np.ndarray, n: float, k: float, dtype: str) -> np.
     """An (m, k) x (k, n) product with weights in ``dtype``."""
     n, k = max(n, 1.0), max(k, 1.0)
     native = device.multiplies(dtype)
+    if native and dtype in ("fp8", "fp8_block"):
+        m = np.where(m > FP8_TILE_ROWS, np.ceil(m / FP8_TILE_ROWS) * FP8_TILE_ROWS, m)
     activation = 1.0 if native and dtype not in ("bf16", "fp32") else 2.0
     moved = WEIGHT_BYTES[dtype] * n * k + activation * m * k + 2 * m * n
     by_dtype = {

@@ -43,7 +43,7 @@ class Profile:
 
     ``parameters`` are those of :data:`PARAMETERS`; ``errors`` the cross-validated ones: ``step_median_ape`` and
     ``step_p90_ape`` of single steps, ``cell_time_mean_ape`` of the summed time of a left-out cell, and per cell its
-    signed error. ``request_before_s`` and ``request_after_s`` are the recorded medians, 0 where not recorded.
+    signed error. ``request_before_s`` and ``request_after_s`` are what a request spends outside the engine, 0 where not recorded.
     """
 
     name: str

@@ -126,6 +126,7 @@ def build_step_time(
     kv_cache_dtype: str | None = None,
     max_num_seqs: int = 256,
     enforce_eager: bool = False,
+    async_scheduling: bool = True,
     profile: Profile | None = None,
     kernels: Path | None = None,
     shape: ModelShape | None = None,
@@ -156,6 +157,8 @@ def build_step_time(
         shape or shape_of(model, quantization, kv_cache_dtype), device, tensor_parallel_size, pipeline_parallel_size,
         enable_expert_parallel, 0 if enforce_eager or hardware.kind == "cpu" else graph_tokens,
     )  # fmt: skip
+    if not async_scheduling:
+        array[kernel.HOST_PER_RUNNING_S] = device.overheads.host_per_running_sync_s
     if profile is not None:
         asked = Layout(
             profile.layout.model, hardware.name, tensor_parallel_size, pipeline_parallel_size, enable_expert_parallel,
