@@ -17,6 +17,8 @@ from bench.engines.base import Engine
 from bench.engines.failures import failure_of
 from bench.engines.outbox import Outbox
 from bench.engines.packing import unpack
+from bench.engines.processes import descendants
+from bench.engines.watch import ProcessWatch
 from bench.engines.wire import Channel, Failure, RunOrder
 from bench.errors import BenchError, EngineUnavailable
 
@@ -65,15 +67,26 @@ def _serve(channel: Channel) -> int:
         channel.send("failed", failure_of(e, starting=True))
         return 1
     outbox.report_processes()
+
+    def overdue(failure: Failure) -> None:
+        """A process of the engine has ended, and the engine itself has not noticed."""
+        try:
+            outbox.flush()
+            channel.send("failed", failure)
+        finally:
+            os._exit(1)
+
+    watch = ProcessWatch(descendants(os.getpid()), overdue)
     channel.send("ready", engine.info())
     try:
         while True:
             kind, value = orders.get()
             if kind == "stop":
                 return 0
-            if kind == "run" and not _run(engine, value, channel, outbox):
+            if kind == "run" and not _run(engine, value, channel, outbox, watch):
                 return 1
     finally:
+        watch.close()
         outbox.close()
         engine.__exit__(None, None, None)
 
@@ -85,7 +98,7 @@ def _build(launch: Any) -> Engine:
     return engine
 
 
-def _run(engine: Engine, order: RunOrder, channel: Channel, outbox: Outbox) -> bool:
+def _run(engine: Engine, order: RunOrder, channel: Channel, outbox: Outbox, watch: ProcessWatch) -> bool:
     """Serve one schedule; False when the engine cannot be used any more."""
     outbox.begin(order.number)
     records = engine.run(unpack(order.schedule), outbox, order.t0_monotonic_s)
@@ -106,8 +119,7 @@ def _run(engine: Engine, order: RunOrder, channel: Channel, outbox: Outbox) -> b
         traceback.print_exc()
         sys.stderr.flush()
         outbox.flush()
-        failure: Failure = failure_of(e, starting=False)
-        channel.send("failed", failure)
+        channel.send("failed", watch.why() or failure_of(e, starting=False))
         return False
     return True
 

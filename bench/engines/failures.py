@@ -25,7 +25,7 @@ _OUT_OF_MEMORY = re.compile(
 _MISSING_MODEL = re.compile(
     r"is not a local folder|not a valid model identifier|No such file or directory.*config\.json"
     r"|does not appear to have a file named|LocalEntryNotFoundError|RepositoryNotFoundError|couldn't connect to"
-    r"|outgoing traffic has been disabled|Cannot find any model weights|Invalid repository ID or local directory",
+    r"|Repo id must be in the form|outgoing traffic has been disabled|Cannot find any model weights|Invalid repository ID or local directory",
     re.IGNORECASE,
 )
 _BAD_ARGUMENT = re.compile(r"ValidationError|unexpected keyword|validation error", re.IGNORECASE)
@@ -34,7 +34,7 @@ _EXCEPTION = re.compile(r"(?:^|\] |\) )\s*((?:\w+\.)*[A-Z]\w*(?:Error|Exception|
 # Wrappers that say nothing of the cause
 _WRAPPERS = re.compile(
     r"Engine core initialization failed|EngineDeadError|EngineGenerateError|See root cause|WorkerProc initialization"
-    r"|Tokenizer not available when|leaked|Exception ignored"
+    r"|Tokenizer not available when|leaked|Exception ignored|RuntimeError: cancelled|a process of the engine"
 )
 
 NEXT_STEPS = {
@@ -137,6 +137,8 @@ def refined(failure: Failure, log_text: str, oom_kills: int) -> Failure:
     """``failure`` with the root cause from the log where the exception was only a wrapper (a dead engine core)."""
     if oom_kills > 0:
         return failure_of_exit(128 + signal.SIGKILL, log_text, oom_kills)
+    if failure.next_step is None and failure.reason in NEXT_STEPS:
+        failure = Failure(failure.reason, failure.message, NEXT_STEPS[failure.reason])
     if failure.reason != "crash" or not _WRAPPERS.search(failure.message):
         return failure
     cause = root_cause(log_text)
