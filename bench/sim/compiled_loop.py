@@ -174,9 +174,10 @@ def start_group(s, t):  # type: ignore[no-untyped-def]
 
 def over(s, t):  # type: ignore[no-untyped-def]
     """Whether the stop rule lets nothing more out."""
-    if s.state[HAS_MINIMA] > 0 and s.state[GROUP] >= s.state[TIMED_GROUP]:
-        if t - s.param[BEGIN] >= s.param[MIN_DURATION] and s.state[NUM_DONE] >= s.state[MIN_REQUESTS]:
-            s.state[STOPPED] = 1
+    counts = s.state[HAS_MINIMA] > 0 and s.state[GROUP] >= s.state[TIMED_GROUP]
+    enough = s.state[NUM_DONE] >= s.state[MIN_REQUESTS]
+    if counts and enough and t - s.param[BEGIN] >= s.param[MIN_DURATION]:
+        s.state[STOPPED] = 1
     return s.state[STOPPED] > 0
 
 

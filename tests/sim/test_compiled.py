@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
-pytestmark = pytest.mark.timeout(900)  # the first call on a machine compiles
-
 from bench.records import Request, Schedule, StopRule
 from bench.sim import compiled, loop
 from bench.sim.inputs import Fleet, Replica, SimInputs, SimResult, prepare
 from bench.sim.scheduler import SchedulerConfig
 from tests.sim import step_times
 from tests.sim.cases import DrawInt, draw_config
+
+pytest.importorskip("numba")
+pytestmark = pytest.mark.timeout(900)  # the first call on a machine compiles
 
 NUM_CASES = int(os.environ.get("TOKENYIELD_COMPILED_CASES", "150"))
 

@@ -1,0 +1,212 @@
+"""From a model, a GPU and vLLM's engine arguments to a fleet that can be simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.catalog.arch import ModelArch
+from bench.catalog.hardware import Hardware
+from bench.catalog.memory import MemoryFit, fit
+from bench.errors import BadInput, DoesNotFit
+from bench.sim.defaults import SCHEDULER_ARGS, Usage, scheduler_config
+from bench.sim.inputs import Fleet, Replica, RoutingPolicy
+from bench.sim.profile import Profile, load_profile
+from bench.sim.scheduler import PROVED_AGAINST_VLLM, SchedulerConfig
+from bench.sim.step_time import StepTime, build_step_time
+
+#: Arguments that step times or memory follow; with SCHEDULER_ARGS these are all that the simulation reads.
+LAYOUT_ARGS = frozenset(
+    [
+        "tensor_parallel_size",
+        "data_parallel_size",
+        "enable_expert_parallel",
+        "quantization",
+        "kv_cache_dtype",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "enforce_eager",
+        "dtype",
+    ]
+)
+#: Arguments that change nothing that is simulated.
+NEUTRAL_ARGS = frozenset(
+    [
+        "seed",
+        "disable_log_stats",
+        "trust_remote_code",
+        "load_format",
+        "download_dir",
+        "tokenizer",
+        "tokenizer_mode",
+        "served_model_name",
+        "host",
+        "port",
+        "disable_log_requests",
+        "enable_log_requests",
+        "hf_overrides",
+        "skip_tokenizer_init",
+        "revision",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """One engine (all its data-parallel ranks) on one kind of GPU, ready to simulate.
+
+    Attributes:
+        memory: what fits; its capacity is replaced where ``kv_source`` says so.
+        kv_source: where the number of KV blocks comes from: ``memory formula``, ``num_gpu_blocks_override`` or ``profile``.
+        ignored: engine arguments that are given and not simulated.
+    """
+
+    model: ModelArch
+    hardware: Hardware
+    args: dict[str, Any]
+    usage: Usage
+    memory: MemoryFit
+    config: SchedulerConfig
+    step_time: StepTime
+    kv_source: str
+    num_replicas: int
+    ignored: tuple[str, ...]
+
+    @property
+    def num_gpus(self) -> int:
+        return self.memory.num_gpus * self.num_replicas
+
+    def fleet(self, routing: RoutingPolicy = "least_loaded", num_engines: int = 1) -> Fleet:
+        """``num_engines`` of this engine behind a router (vLLM's own balancer of data-parallel ranks: least loaded)."""
+        replica = Replica(self.config, self.step_time.coefficients())
+        before, after = self.step_time.request_overhead_s()
+        if self.usage == "llm":
+            before = after = 0.0  # no server in between
+        return Fleet(
+            (replica,) * (self.num_replicas * num_engines), routing, request_before_s=before, request_after_s=after
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest keeps of the prediction's sources."""
+        return {
+            "gpu": self.hardware.name,
+            "scheduler_proved_against_vllm": PROVED_AGAINST_VLLM,
+            "step_time_source": self.step_time.source,
+            "step_time_trust": self.step_time.trust,
+            "kv_source": self.kv_source,
+            "kv_cache_bytes": self.memory.kv_cache_bytes,
+            "kv_uncertain_bytes": self.memory.uncertain_bytes,
+            "not_simulated": list(self.ignored),
+            "intervals": {
+                metric: None if i is None else [i.low_ratio, i.high_ratio, i.confidence, i.basis]
+                for metric in ("ttft", "tpot", "output_tokens_per_s")
+                for i in [self.step_time.interval(metric)]
+            },
+        }
+
+
+def engine_setup(
+    model: ModelArch,
+    hardware: Hardware,
+    args: Mapping[str, Any],
+    *,
+    usage: Usage = "server",
+    profile: Profile | Path | None = None,
+    kernels: Path | None = None,
+    typical_tokens: int = 2048,
+) -> EngineSetup:
+    """The engine that vLLM would start with ``args`` on ``hardware``.
+
+    Args:
+        usage: "llm" for offline batches in process, "server" else; vLLM's defaults differ.
+        profile: a calibration (or its file); ``kernels``: a result of ``bench kernels``. See ``build_step_time``.
+        typical_tokens: length of a request, for models whose layers hold different windows of the KV cache: the simulator
+            keeps one block table and gets as many blocks as hold the same number of such requests.
+
+    Raises:
+        DoesNotFit: weights or KV cache exceed the memory. BadInput: arguments that vLLM would refuse.
+    """
+    args = {k: v for k, v in args.items() if v is not None}
+    if isinstance(profile, Path):
+        profile = load_profile(profile)
+    tp, pp = int(args.get("tensor_parallel_size", 1)), int(args.get("pipeline_parallel_size", 1))
+    experts = bool(args.get("enable_expert_parallel", False))
+    memory = _memory(model, hardware, args, usage, tp, pp, experts)
+    max_model_len = int(args.get("max_model_len") or model.max_position)
+    blocks, source = _num_blocks(memory, args, profile, min(typical_tokens, max_model_len))
+    config = scheduler_config(args, hardware, usage, max_model_len, blocks, memory.block_size)
+    step_time = build_step_time(
+        model,
+        hardware,
+        tensor_parallel_size=tp,
+        pipeline_parallel_size=pp,
+        enable_expert_parallel=experts,
+        quantization=args.get("quantization"),
+        kv_cache_dtype=args.get("kv_cache_dtype"),
+        max_num_seqs=config.max_num_seqs,
+        enforce_eager=bool(args.get("enforce_eager", False)),
+        async_scheduling=config.async_scheduling,
+        profile=profile,
+        kernels=kernels,
+    )
+    ignored = tuple(sorted(set(args) - SCHEDULER_ARGS - LAYOUT_ARGS - NEUTRAL_ARGS))
+    dp = int(args.get("data_parallel_size", 1))
+    return EngineSetup(model, hardware, dict(args), usage, memory, config, step_time, source, dp, ignored)
+
+
+def _memory(
+    model: ModelArch, hardware: Hardware, args: Mapping[str, Any], usage: Usage, tp: int, pp: int, experts: bool
+) -> MemoryFit:
+    memory = fit(
+        model,
+        hardware,
+        tp,
+        pp,
+        tp if experts else 1,
+        quantization=args.get("quantization"),
+        kv_cache_dtype=args.get("kv_cache_dtype"),
+        gpu_memory_utilization=args.get("gpu_memory_utilization"),
+        max_model_len=args.get("max_model_len"),
+        max_num_batched_tokens=args.get("max_num_batched_tokens"),
+        max_num_seqs=args.get("max_num_seqs"),
+        block_size=args.get("block_size"),
+        enforce_eager=bool(args.get("enforce_eager", False)),
+        usage=usage,
+        kv_cache_memory_bytes=args.get("kv_cache_memory_bytes"),
+    )
+    if not memory.fits:
+        gpus = f"{tp * pp} x {hardware.name}" if tp * pp > 1 else hardware.name
+        raise DoesNotFit(
+            f"{model.name} ({memory.quantization}) does not fit {gpus}: {memory.reason}",
+            next_step="more GPUs (tensor_parallel_size), a smaller dtype, or see `bench fit`",
+        )
+    return memory
+
+
+def _num_blocks(
+    memory: MemoryFit, args: Mapping[str, Any], profile: Profile | None, typical_tokens: int
+) -> tuple[int, str]:
+    override = args.get("num_gpu_blocks_override")
+    if override:
+        return int(override), "num_gpu_blocks_override"
+    if profile is not None and profile.num_kv_blocks and profile.block_size == memory.block_size:
+        return profile.num_kv_blocks, "profile"
+    blocks = memory.equivalent_blocks(typical_tokens) if len(memory.groups) > 1 else memory.num_blocks
+    length = memory.max_model_len
+    if memory.longest_request_tokens < length:
+        raise DoesNotFit(
+            f"the KV cache of {memory.model} on {memory.hardware} holds a request of {memory.longest_request_tokens:,} tokens, "
+            f"max_model_len is {length:,}",
+            next_step=f"set max_model_len to at most {memory.longest_request_tokens}, or use more GPUs; vLLM refuses to start",
+        )
+    # one table for layers with windows: what vLLM's own check allowed must be allowed here too
+    return max(blocks, -(-length // memory.block_size) + 1), "memory formula"
+
+
+def check_typical(isl: float, osl: float) -> int:
+    """Typical tokens of a request for :func:`engine_setup`. Raises BadInput for lengths below one token."""
+    if isl < 1 or osl < 1:
+        raise BadInput(f"expected lengths of at least one token, got {isl} and {osl}")
+    return max(2, int(isl + osl))
