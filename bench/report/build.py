@@ -191,7 +191,7 @@ def _with_reminders(report: Report, data: Collected) -> Report:
         lines.append(f"These numbers are {report.origin_label}.")
     if len({s.origin for s in data.summaries}) > 1:
         lines.append("The answers above consider measured cells alone wherever there are any; charts show both, by name.")
-    if data.summaries and not any(s.facts.on_gpu for s in data.summaries):
+    if data.summaries and all(s.origin == "measured" and not s.facts.on_gpu for s in data.summaries):
         lines.append("Measured on a CPU: good for the method and for comparing settings, not for what a GPU would do.")
     for d in report.doubts:
         if d.warning.code in ("simulated", "imported"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, MUTED, GRID = "#24292e", "#636c76", "#d8dee4"
 PNG_DPI = 160
+NARROW_RATIO = 3.0
 #: More numbers than this beside the points of a scatter chart, and only the front keeps its own.
 MAX_NOTES = 16
 _STYLE: Any = {
@@ -152,6 +154,10 @@ def _panel(ax: Axes, panel: Panel) -> None:
     if panel.y.scale == "log":  # an interval that reaches down to 0 must not stretch a log axis
         floor = min((p.y for p in points if p.y > 0), default=1.0) / 3
         ys = [v for v in ys if v > floor]
+    positive = [v for v in ys if v > 0]
+    if panel.y.scale == "log" and (not positive or max(positive) < NARROW_RATIO * min(positive)):
+        # over less than half a decade a log axis has one tick and hides that hardly anything changes
+        panel = replace(panel, y=replace(panel.y, scale="linear"))
     _set_axis(ax, "x", panel.x, [p.x for p in points])
     _set_axis(ax, "y", panel.y, ys)
     if panel.note:

@@ -120,11 +120,11 @@ def test_any_number_of_lines_and_points_can_be_drawn(kind: str, points: int, lin
 
 
 def test_an_interval_that_reaches_zero_does_not_stretch_a_log_axis() -> None:
-    points = (Point(1, 100.0, 0.0, 250.0), Point(2, 120.0, 100.0, 140.0))
+    points = (Point(1, 100.0, 0.0, 250.0), Point(2, 420.0, 400.0, 440.0))
     panel = Panel("", Axis("Batch size (requests)", "log2"), Axis("TTFT (ms)", "log"), (Line("TP 1", points),))
     figure = draw(Chart("x", "A chart", "An answer.", (panel,)))
     low, high = figure.axes[0].get_ylim()
-    assert 20 < low < 100 and 250 < high < 400
+    assert 20 < low < 100 and 440 < high < 700
 
 
 @given(st.lists(st.floats(-0.2, 1.2), min_size=1, max_size=12), st.floats(0.01, 0.2))
@@ -159,3 +159,10 @@ def test_pareto_front_is_exactly_what_nothing_beats(points: list[tuple[float, fl
 
     assert on_front == {p for p in points if not beaten(p)}
     assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
+
+
+def test_a_narrow_range_is_drawn_from_zero() -> None:
+    panel = Panel("", Axis("Batch size (requests)", "log2"), Axis("TPOT (ms)", "log"), (Line("TP 1", (Point(1, 5.0), Point(2, 5.4))),))
+    axes = draw(Chart("x", "A chart", "An answer.", (panel,))).axes[0]
+    assert axes.get_yscale() == "linear" and axes.get_ylim()[0] == 0
+    assert sum(0 <= t <= axes.get_ylim()[1] for t in axes.get_yticks()) >= 4
