@@ -10,7 +10,7 @@ from typing import Any
 from bench.catalog.arch import ModelArch
 from bench.catalog.hardware import Hardware
 from bench.catalog.memory import MemoryFit, fit
-from bench.errors import BadInput, DoesNotFit
+from bench.errors import DoesNotFit
 from bench.sim.defaults import SCHEDULER_ARGS, Usage, scheduler_config
 from bench.sim.inputs import Fleet, Replica, RoutingPolicy
 from bench.sim.profile import Profile, load_profile
@@ -73,6 +73,7 @@ class EngineSetup:
     kv_source: str
     num_replicas: int
     ignored: tuple[str, ...]
+    over_http: bool = True
 
     @property
     def num_gpus(self) -> int:
@@ -82,8 +83,8 @@ class EngineSetup:
         """``num_engines`` of this engine behind a router (vLLM's own balancer of data-parallel ranks: least loaded)."""
         replica = Replica(self.config, self.step_time.coefficients())
         before, after = self.step_time.request_overhead_s()
-        if self.usage == "llm":
-            before = after = 0.0  # no server in between
+        if not self.over_http and self.step_time.trust != "user-runs":
+            before = after = 0.0  # the shipped overheads are those of an HTTP server
         return Fleet(
             (replica,) * (self.num_replicas * num_engines), routing, request_before_s=before, request_after_s=after
         )
@@ -116,6 +117,7 @@ def engine_setup(
     profile: Profile | Path | None = None,
     kernels: Path | None = None,
     typical_tokens: int = 2048,
+    over_http: bool | None = None,
 ) -> EngineSetup:
     """The engine that vLLM would start with ``args`` on ``hardware``.
 
@@ -124,6 +126,7 @@ def engine_setup(
         profile: a calibration (or its file); ``kernels``: a result of ``bench kernels``. See ``build_step_time``.
         typical_tokens: length of a request, for models whose layers hold different windows of the KV cache: the simulator
             keeps one block table and gets as many blocks as hold the same number of such requests.
+        over_http: requests come through an HTTP server (None: as ``usage`` says).
 
     Raises:
         DoesNotFit: weights or KV cache exceed the memory. BadInput: arguments that vLLM would refuse.
@@ -153,7 +156,8 @@ def engine_setup(
     )
     ignored = tuple(sorted(set(args) - SCHEDULER_ARGS - LAYOUT_ARGS - NEUTRAL_ARGS))
     dp = int(args.get("data_parallel_size", 1))
-    return EngineSetup(model, hardware, dict(args), usage, memory, config, step_time, source, dp, ignored)
+    http = usage == "server" if over_http is None else over_http
+    return EngineSetup(model, hardware, dict(args), usage, memory, config, step_time, source, dp, ignored, http)
 
 
 def _memory(
@@ -203,10 +207,3 @@ def _num_blocks(
         )
     # one table for layers with windows: what vLLM's own check allowed must be allowed here too
     return max(blocks, -(-length // memory.block_size) + 1), "memory formula"
-
-
-def check_typical(isl: float, osl: float) -> int:
-    """Typical tokens of a request for :func:`engine_setup`. Raises BadInput for lengths below one token."""
-    if isl < 1 or osl < 1:
-        raise BadInput(f"expected lengths of at least one token, got {isl} and {osl}")
-    return max(2, int(isl + osl))

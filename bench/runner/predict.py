@@ -1,0 +1,213 @@
+"""Runs the cells of an experiment on GPUs that are not at hand: simulated runs in the layout of measured ones."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from bench.catalog.arch import ModelArch
+from bench.catalog.hardware import Hardware
+from bench.config.experiment import CellSpec, EndpointEngine, Experiment, TraceLoad, mean_length_tokens
+from bench.config.experiment import SimulatedEngine as SimulatedSpec
+from bench.config.loading import LoadedExperiment, model_digest
+from bench.config.sweep import Cell, make_cell
+from bench.engines.simulated import SimulatedEngine
+from bench.errors import BadInput, BenchError
+from bench.records import Schedule
+from bench.runner.one_run import RunContext, base_manifest
+from bench.runner.results import write_resolved
+from bench.runner.schedules import build_schedule
+from bench.sim.setup import EngineSetup, engine_setup
+from bench.store import RunReader, RunWriter, list_runs, run_folder_name
+from bench.workload.synthetic import repeat_seed
+
+#: A run with a minimum duration takes as many requests as fit into it. So many are tried first, then four times as many, ...
+FIRST_POOL = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One cell on one GPU. ``measured`` is the cell of the experiment that this predicts."""
+
+    cell: Cell
+    measured: Cell
+    hardware: Hardware
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What became of a target: its runs, or why there are none."""
+
+    target: Target
+    setup: EngineSetup | None
+    runs: tuple[RunReader, ...]
+    refused: str | None
+    wall_s: float
+
+
+def targets(loaded: LoadedExperiment, gpus: Sequence[Hardware], profile: Path | None) -> list[Target]:
+    """Every cell on every GPU. Raises BadInput for cells whose engine's arguments are not known (an endpoint)."""
+    out: dict[str, Target] = {}
+    for measured in loaded.cells:
+        engine = measured.spec.engine
+        if isinstance(engine, EndpointEngine):
+            raise BadInput(
+                "what runs behind an endpoint is not known, so it cannot be predicted",
+                where=f"{loaded.path}: engine",
+                next_step="write the engine as kind: vllm or vllm_server with its args",
+            )
+        for hardware in gpus or [_own_gpu(loaded, measured)]:
+            kind = SimulatedSpec(
+                kind="simulated", gpu=hardware.name, args=measured.spec.engine_args,
+                profile=str(profile) if profile else None,
+            )  # fmt: skip
+            spec = measured.spec.model_copy(update={"engine": kind})
+            axes = {**measured.axes_dict(), "gpu": hardware.name}
+            cell = make_cell(axes, spec, model_digest(spec.model))
+            out.setdefault(cell.cell_id, Target(cell, measured, hardware))
+    return list(out.values())
+
+
+def _own_gpu(loaded: LoadedExperiment, cell: Cell) -> Hardware:
+    from bench.catalog.hardware import load_hardware
+
+    gpu = getattr(cell.spec.engine, "gpu", None)
+    if gpu is None:
+        raise BadInput("name the GPUs to predict", where="--gpu", next_step="e.g. --gpu H100-SXM,A100-80-SXM")
+    return load_hardware(gpu)
+
+
+def setup_of(target: Target, arch: ModelArch, profile: Path | None, kernels: Path | None) -> EngineSetup:
+    """The engine that would serve the target's cell."""
+    spec, served = target.cell.spec, target.measured.spec
+    typical = mean_length_tokens(spec.workload.isl) + mean_length_tokens(spec.workload.osl)
+    return engine_setup(
+        arch,
+        target.hardware,
+        spec.engine_args,
+        usage="llm" if spec.load.kind == "offline" and served.engine.kind != "vllm_server" else "server",
+        profile=profile,
+        kernels=kernels,
+        typical_tokens=max(2, int(typical)),
+        over_http=served.engine.kind == "vllm_server",
+    )
+
+
+def predict(
+    loaded: LoadedExperiment,
+    wanted: Sequence[Target],
+    folder: Path,
+    archs: dict[str, Any],
+    provenance: dict[str, Any],
+    *,
+    profile: Path | None = None,
+    kernels: Path | None = None,
+    repeats: int | None = None,
+) -> Iterator[Predicted]:
+    """Simulate every target and store its runs under ``folder``; earlier predictions of the same cell are replaced.
+
+    A cell that vLLM could not run (it does not fit, a refused argument) is reported with its reason, not raised.
+    """
+    name = f"{loaded.experiment.name}.predicted"[:80]
+    experiment = loaded.experiment.model_copy(update={"name": name})
+    refused: dict[str, str] = {}
+    for target in wanted:
+        begin = time.monotonic()
+        arch = archs.get(target.cell.spec.model)
+        if arch is None:
+            raise BadInput(
+                f"the architecture of {target.cell.spec.model} is not known here",
+                where="model",
+                next_step="use a catalogue name (`bench catalog`) or a folder with its config.json",
+            )
+        try:
+            setup = setup_of(target, arch, profile, kernels)
+        except BenchError as e:
+            refused[target.cell.cell_id] = str(e)
+            yield Predicted(target, None, (), str(e), time.monotonic() - begin)
+            continue
+        runs = _simulate_cell(experiment, target, setup, folder, loaded.path.parent, provenance, repeats)
+        yield Predicted(target, setup, runs, None, time.monotonic() - begin)
+    write_resolved(folder, experiment, tuple(t.cell for t in wanted), refused)
+
+
+def _simulate_cell(
+    experiment: Experiment,
+    target: Target,
+    setup: EngineSetup,
+    folder: Path,
+    base: Path,
+    provenance: dict[str, Any],
+    repeats: int | None,
+) -> tuple[RunReader, ...]:
+    cell_folder = folder / target.cell.cell_id
+    if cell_folder.exists():
+        if any(run.origin != "simulated" for run in list_runs(cell_folder)):
+            raise BadInput("holds runs that are not simulated", where=str(cell_folder), next_step="give --results DIR")
+        shutil.rmtree(cell_folder)
+    engine = SimulatedEngine(setup)
+    for number in range(1, (repeats or experiment.repeats) + 1):
+        context = RunContext(
+            experiment, target.cell, number, number, cell_folder, engine.info(), provenance, {},
+            setup.model.vocab_size, base, False,
+        )  # fmt: skip
+        _simulate_run(context, engine, target.measured.cell_id)
+    return tuple(list_runs(cell_folder))
+
+
+def _simulate_run(context: RunContext, engine: SimulatedEngine, measured_cell_id: str) -> None:
+    spec = context.cell.spec
+    seed = repeat_seed(spec.seed, context.run_number)
+    base = context.base if isinstance(spec.load, TraceLoad) else None
+    pool = FIRST_POOL
+    while True:
+        schedule, more = _schedule(spec, seed, context.vocab_size, base, pool)
+        manifest = {
+            **base_manifest(context),
+            "t0_utc": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            "predicts": {"cell_id": measured_cell_id},
+        }
+        writer = RunWriter(context.cell_folder / run_folder_name(context.run_number), manifest)
+        begin = time.monotonic()
+        records = list(engine.run(schedule, writer, 0.0))
+        if more and _ran_dry(schedule, records):
+            shutil.rmtree(writer.folder)
+            pool *= 4
+            continue
+        for record in records:
+            writer.append_request(record)
+        writer.finish(
+            "complete",
+            duration_s=time.monotonic() - begin,
+            ended_s=writer.manifest["simulated"]["virtual_duration_s"],
+            schedule={
+                "kind": schedule.kind,
+                "digest": schedule.digest(),
+                "num_requests": len(schedule.requests),
+                "max_in_flight": schedule.max_in_flight,
+            },
+        )
+        return
+
+
+def _schedule(spec: CellSpec, seed: int, vocab_size: int, base: Path | None, pool: int) -> tuple[Schedule, bool]:
+    """The schedule of the run with at most ``pool`` counted requests where only its duration ends it; could it be longer?"""
+    stop = spec.stop
+    if spec.load.kind in ("offline", "closed_loop") and stop.min_duration_s > 0 and pool < (stop.max_requests or 10**9):
+        limited = stop.model_copy(update={"max_requests": max(pool, stop.min_requests, 1)})
+        schedule = build_schedule(
+            spec.model_copy(update={"stop": limited}), seed=seed, vocab_size=vocab_size, base=base
+        )
+        own = replace(schedule.stop, max_requests=stop.max_requests)
+        return replace(schedule, stop=own), True
+    return build_schedule(spec, seed=seed, vocab_size=vocab_size, base=base), False
+
+
+def _ran_dry(schedule: Schedule, records: Sequence[Any]) -> bool:
+    """Whether all requests were used up before the stop rule ended the run."""
+    return len(records) >= len(schedule.requests)
