@@ -194,6 +194,11 @@ def _uncalibrated(device: Device, scales: KernelScales | None, array: np.ndarray
     if curves.trust == "bare data sheet":
         trust = key = "data-sheet"
         words = f"data sheet of {name} at flat utilisations; {curves.reason}"
+        if not device.hardware.peak_flops:
+            key, words = (
+                "unknown",
+                f"nothing is known of {name}'s speed: a guess until `bench calibrate` has seen runs of it",
+            )
     if scales is not None:
         trust, key = "user-kernels", "own-curves"
         words = f"kernels measured on {name} ({sum(scales.num_cases)} cases, {scales.source}) over the {words}"

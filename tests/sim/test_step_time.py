@@ -134,6 +134,13 @@ def test_an_unknown_device_falls_back_to_its_data_sheet() -> None:
     assert curves.trust == "bare data sheet" and not curves.curves
 
 
+def test_a_device_of_which_nothing_is_known_says_so() -> None:
+    built = build_step_time(load_model("tiny-llama"), load_hardware("cpu"))
+    interval = built.interval("tpot")
+    assert built.trust == "data-sheet" and "bench calibrate" in built.source
+    assert interval is not None and interval.high_ratio > 10
+
+
 def test_a_layout_that_vllm_refuses_is_refused() -> None:
     with pytest.raises(BadInput, match="attention heads"):
         build_step_time(LLAMA_8B, H100, tensor_parallel_size=3)
