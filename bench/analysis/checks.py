@@ -225,7 +225,15 @@ def cell_warnings(facts: RunFacts, runs: Sequence[RunSummary], estimates: dict[s
     kv = [v for r in runs if (v := r.counts.get("kv_capacity_tokens"))]
     if kv and max(kv) > (1 + KV_SPREAD_RATIO) * min(kv):
         text = f"KV-cache capacity differs from engine start to engine start ({min(kv):,.0f} to {max(kv):,.0f} tokens)"
-        out.append(Warning_("kv-capacity-differs", text, "free the GPU of other processes before each start", "warning", facts.cell_id))
+        out.append(
+            Warning_(
+                "kv-capacity-differs",
+                text,
+                "free the GPU of other processes before each start",
+                "warning",
+                facts.cell_id,
+            )
+        )
     rates = [r.values["output_tokens_per_s"] for r in runs if "output_tokens_per_s" in r.values]
     if len(rates) >= 2 and np.mean(rates) > 0:
         spread = float(np.std(rates, ddof=1) / np.mean(rates))

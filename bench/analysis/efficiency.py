@@ -66,7 +66,8 @@ def efficiency(
     for key, fact in (("mfu_ratio", f"peak_flops.{dtype}"), ("mbu_ratio", "memory_bandwidth_bytes_per_s")):
         peaks[key] += f" ({_source(hardware, fact) or ceilings.source})"
     return Efficiency(
-        values={"mfu_ratio": flops / window.length_s / peak, "mbu_ratio": size / window.length_s / bandwidth}, peaks=peaks
+        values={"mfu_ratio": flops / window.length_s / peak, "mbu_ratio": size / window.length_s / bandwidth},
+        peaks=peaks,
     )
 
 
@@ -132,6 +133,7 @@ def step_work(facts: RunFacts, model: ModelArch, steps: dict[str, np.ndarray], w
         size += float((matrix @ coefficients.bytes[local].T).sum())
         if coefficients.num_experts:
             size += sum(
-                float(coefficients.expert_bytes.sum()) * coefficients.experts_touched(float(x[F["tokens"]])) for x in shapes
+                float(coefficients.expert_bytes.sum()) * coefficients.experts_touched(float(x[F["tokens"]]))
+                for x in shapes
             )
     return flops / pp, size / pp

@@ -32,7 +32,10 @@ def cells_frame(summaries: Sequence[Summary]) -> pd.DataFrame:
             "num_devices": s.num_devices,
             "level": level,
             "level_value": x,
-            **{f"axis.{k}": v if isinstance(v, (int, float, str)) or v is None else str(v) for k, v in s.facts.axes.items()},
+            **{
+                f"axis.{k}": v if isinstance(v, (int, float, str)) or v is None else str(v)
+                for k, v in s.facts.axes.items()
+            },
         }
         rows += [
             {**cell, "metric": key, "unit": e.unit, "value": e.value, "low": e.low, "high": e.high, "confidence": e.confidence,
@@ -50,7 +53,9 @@ def runs_frame(summaries: Sequence[Summary]) -> pd.DataFrame:
     for s in summaries:
         for r in s.runs:
             window = {} if r.window is None else {"window_kind": r.window.kind, "steady": r.window.steady}
-            rows.append({"cell_id": s.cell_id, "run": r.run, "repeat": r.repeat, "origin": r.origin, **window, **r.values})
+            rows.append(
+                {"cell_id": s.cell_id, "run": r.run, "repeat": r.repeat, "origin": r.origin, **window, **r.values}
+            )
     return pd.DataFrame(rows)
 
 
@@ -62,6 +67,12 @@ def requests_frame(records: Sequence[RequestRecord]) -> pd.DataFrame:
 
     c = RequestColumns.of(records)
     frame = pd.DataFrame({name: getattr(c, name) for name in RequestColumns.__slots__})
-    for key, function in (("ttft_s", m.ttft_s), ("ttft_service_s", m.ttft_service_s), ("tpot_s", m.tpot_s), ("e2e_s", m.e2e_s), ("send_lateness_s", m.send_lateness_s)):
+    for key, function in (
+        ("ttft_s", m.ttft_s),
+        ("ttft_service_s", m.ttft_service_s),
+        ("tpot_s", m.tpot_s),
+        ("e2e_s", m.e2e_s),
+        ("send_lateness_s", m.send_lateness_s),
+    ):
         frame[key] = function(c)
     return frame

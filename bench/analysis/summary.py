@@ -320,7 +320,11 @@ def summary_of(run: RunReader, against: Yardsticks | None = None, *, store: bool
         return found
     summary = summarise_run(run, against)
     if store and final:
-        data = {"schema_version": 1, "made_from": _made_from(run, against or Yardsticks()), "summary": summary.to_dict()}
+        data = {
+            "schema_version": 1,
+            "made_from": _made_from(run, against or Yardsticks()),
+            "summary": summary.to_dict(),
+        }
         try:
             write_json_atomically(run.folder / SUMMARY, data)
         except Exception:  # a read-only results folder is no reason to refuse a report

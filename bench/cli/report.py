@@ -14,12 +14,33 @@ if TYPE_CHECKING:
 
 @click.command("report")
 @click.argument("experiment")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to  [default: report/ in the results folder]")
-@click.option("--results", type=click.Path(path_type=Path, file_okay=False), help="Folder of results  [default: results/]")
-@click.option("--gpu-price", type=click.FloatRange(min=0), metavar="USD", help="Price of one device-hour; wins over the experiment's.")
-@click.option("--utilisation", type=click.FloatRange(min=0, max=1, min_open=True), help="Share of full use at which costs are also stated.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write to  [default: report/ in the results folder]",
+)
+@click.option(
+    "--results", type=click.Path(path_type=Path, file_okay=False), help="Folder of results  [default: results/]"
+)
+@click.option(
+    "--gpu-price",
+    type=click.FloatRange(min=0),
+    metavar="USD",
+    help="Price of one device-hour; wins over the experiment's.",
+)
+@click.option(
+    "--utilisation",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Share of full use at which costs are also stated.",
+)
 @click.option("--slo", help='A name in configs/slo/ or a text such as "ttft p99 <= 500 ms".')
-@click.option("--with", "beside", multiple=True, metavar="OTHER", help="Lay another experiment's results beside it (a prediction, another machine). May be repeated.")
+@click.option(
+    "--with",
+    "beside",
+    multiple=True,
+    metavar="OTHER",
+    help="Lay another experiment's results beside it (a prediction, another machine). May be repeated.",
+)
 @click.option("--open", "open_it", is_flag=True, help="Open the HTML file afterwards.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answers and the paths as JSON.")
 def command(

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 @click.command("show")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--slo", help='A name in configs/slo/ or a text such as "ttft p99 <= 500 ms": adds goodput.')
-@click.option("--requests", "num_requests", type=click.IntRange(min=0), default=5, show_default=True, help="How many request records to print.")
+@click.option(
+    "--requests",
+    "num_requests",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="How many request records to print.",
+)
 @click.option("--provenance", is_flag=True, help="Print where it ran and with what, in full.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def command(run: Path, slo: str | None, num_requests: int, provenance: bool, as_json: bool) -> None:
@@ -82,22 +89,30 @@ def _header(reader: RunReader, facts: RunFacts) -> None:
         click.secho(f"changed since it was written: {', '.join(changed)}", fg="red")
     if facts.spec is not None:
         level = facts.level or ("", 0)
-        click.echo(f"{facts.spec.model} ({facts.spec.weights} weights), TP {facts.tensor_parallel_size}, {level[0]} {level[1]:g}")
+        click.echo(
+            f"{facts.spec.model} ({facts.spec.weights} weights), TP {facts.tensor_parallel_size}, {level[0]} {level[1]:g}"
+        )
     engine = facts.engine
     kv = engine.get("kv_capacity_tokens")
     held = f"{facts.num_gpus} GPUs" if facts.on_gpu else "no GPU"
-    click.echo(f"{engine.get('kind') or 'engine unknown'} {engine.get('version') or ''}, {held}" + (f", KV cache {kv:,} tokens" if kv else ""))
+    click.echo(
+        f"{engine.get('kind') or 'engine unknown'} {engine.get('version') or ''}, {held}"
+        + (f", KV cache {kv:,} tokens" if kv else "")
+    )
 
 
 def _numbers(summary: RunSummary) -> None:
     from bench.analysis.metrics import METRICS
+
     w = summary.window
     if w is None:
         click.echo("nothing was measured")
         return
     steady = "" if w.steady else ", NOT STEADY"
     click.echo(f"counted window: {w.start_s:.2f} s to {w.end_s:.2f} s ({w.kind}{steady}: {w.reason})")
-    click.echo(f"requests: {summary.counts['num_requests']:.0f} in all, {summary.counts['num_warmup']:.0f} warm-up, {summary.counts['num_counted']:.0f} counted")
+    click.echo(
+        f"requests: {summary.counts['num_requests']:.0f} in all, {summary.counts['num_warmup']:.0f} warm-up, {summary.counts['num_counted']:.0f} counted"
+    )
     rows = _rows(summary.values)
     width = max(len(title) for title, _, _ in rows)
     group = ""

@@ -22,7 +22,9 @@ def interval_text(e: Estimate, text: Callable[[float], str]) -> str:
     return f"{e.confidence:.0%} interval {text(e.low)} – {text(e.high)} over {e.num_runs} runs"
 
 
-def answers(layout: Layout, full: dict[str, TokenCost], stated: dict[str, TokenCost], required_ratio: float | None) -> list[Answer]:
+def answers(
+    layout: Layout, full: dict[str, TokenCost], stated: dict[str, TokenCost], required_ratio: float | None
+) -> list[Answer]:
     """Answers for each workload of the sweep (at most four; the tables hold the rest)."""
     out = []
     for panel in layout.panels[:MAX_WORKLOADS]:
@@ -86,7 +88,14 @@ def _throughput(cells: Sequence[Placed], panel: str) -> Answer | None:
         caveat = f"Each user then waits {duration_text(e['ttft_p50_s'].value)} for the first token and {duration_text(e['tpot_p50_s'].value)} for each further one (medians)."
     if best is max(cells, key=lambda p: p.x) and len({p.x for p in cells}) > 1:
         caveat += " It is the largest load of the sweep: a larger one may give more."
-    return Answer("Highest throughput", cell_label(best, False), f"{significant(rate.value)} output tokens/s", _join(parts), caveat.strip(), panel)
+    return Answer(
+        "Highest throughput",
+        cell_label(best, False),
+        f"{significant(rate.value)} output tokens/s",
+        _join(parts),
+        caveat.strip(),
+        panel,
+    )
 
 
 def _latency(cells: Sequence[Placed], panel: str) -> Answer | None:
@@ -110,7 +119,9 @@ def _latency(cells: Sequence[Placed], panel: str) -> Answer | None:
     )  # fmt: skip
 
 
-def _cost(cells: Sequence[Placed], panel: str, full: dict[str, TokenCost], stated: dict[str, TokenCost]) -> Answer | None:
+def _cost(
+    cells: Sequence[Placed], panel: str, full: dict[str, TokenCost], stated: dict[str, TokenCost]
+) -> Answer | None:
     key = "cost_usd_per_million_output_tokens"
     priced = [p for p in cells if p.summary.key in full]
     if not priced:
@@ -151,7 +162,14 @@ def _under_slo(cells: Sequence[Placed], panel: str, required_ratio: float) -> An
     caveat = ""
     if met.low is not None and met.low < required_ratio:
         caveat = f"The interval reaches below the {required_ratio:.0%} asked for: unresolved, more repeats would tell."
-    return Answer("Highest throughput within the SLO", cell_label(best, False), f"{significant(e['output_tokens_per_s'].value)} output tokens/s", text, caveat, panel)
+    return Answer(
+        "Highest throughput within the SLO",
+        cell_label(best, False),
+        f"{significant(e['output_tokens_per_s'].value)} output tokens/s",
+        text,
+        caveat,
+        panel,
+    )
 
 
 def _join(parts: Sequence[str]) -> str:

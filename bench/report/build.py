@@ -59,7 +59,9 @@ def build(
         created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         state=_state(data),
         origin_label=figures.origin_label(data.summaries),
-        answers=tuple(words.answers(layout, full, stated, slo.required_ratio if slo else None)) if layout.placed else (),
+        answers=tuple(words.answers(layout, full, stated, slo.required_ratio if slo else None))
+        if layout.placed
+        else (),
         keep_in_mind=(),
         charts=tuple(charts),
         tables=tuple(_tables(layout, full, stated, slo)) if layout.placed else (),
@@ -117,7 +119,11 @@ def _charts(
         ("Latency", figures.latency(layout), "no latency was recorded"),
         ("Throughput against speed for each user", figures.interactivity(layout), "TPOT is undefined here"),
         ("Cost per million output tokens", figures.cost(layout, full, stated), no_price),
-        ("Tensor-parallel scaling", figures.tp_scaling(layout), "only one tensor_parallel_size has results at the same load"),
+        (
+            "Tensor-parallel scaling",
+            figures.tp_scaling(layout),
+            "only one tensor_parallel_size has results at the same load",
+        ),
         ("Utilisation, memory and power over time", timeline(data, layout), "no telemetry was recorded"),
     )
     return [c for _, c, _ in wanted if c is not None], [(t, why) for t, c, why in wanted if c is None]
@@ -190,14 +196,18 @@ def _with_reminders(report: Report, data: Collected) -> Report:
     if report.origin_label:
         lines.append(f"These numbers are {report.origin_label}.")
     if len({s.origin for s in data.summaries}) > 1:
-        lines.append("The answers above consider measured cells alone wherever there are any; charts show both, by name.")
+        lines.append(
+            "The answers above consider measured cells alone wherever there are any; charts show both, by name."
+        )
     if data.summaries and all(s.origin == "measured" and not s.facts.on_gpu for s in data.summaries):
         lines.append("Measured on a CPU: good for the method and for comparing settings, not for what a GPU would do.")
     for d in report.doubts:
         if d.warning.code in ("simulated", "imported"):
             continue
         if d.warning.severity != "note" or d.warning.code == "dummy-weights":
-            lines.append(f"{_sentence(d.warning.message)} ({_cells(d, len(data.summaries))}). {_sentence(d.warning.remedy)}.")
+            lines.append(
+                f"{_sentence(d.warning.message)} ({_cells(d, len(data.summaries))}). {_sentence(d.warning.remedy)}."
+            )
     bad = [f for f in report.failures if f.what != "skipped"]
     if bad:
         lines.append(f"{len({c for f in bad for c in f.cells})} cells are incomplete or failed: see the list below.")
@@ -261,7 +271,9 @@ def _provenance(summaries: Sequence[Summary]) -> tuple[tuple[str, tuple[tuple[st
     if not summaries:
         return ()
     facts = summaries[0].facts
-    sections: dict[str, Any] = {"engine": {k: v for k, v in facts.engine.items() if k not in ("pids", "effective_args")}}
+    sections: dict[str, Any] = {
+        "engine": {k: v for k, v in facts.engine.items() if k not in ("pids", "effective_args")}
+    }
     sections["engine arguments (of the first cell)"] = facts.engine.get("effective_args") or {}
     sections |= facts.provenance
     sections["telemetry"] = {k: v for k, v in facts.telemetry.items() if k != "devices"}

@@ -123,7 +123,11 @@ def measured_ceilings(folder: Path) -> Ceilings | None:
 
     Looked for in ``results/kernels/`` beside ``results/runs/``; the CPU's model name must be the same.
     """
-    cpus = {str((r.manifest.get("provenance") or {}).get("cpu", {}).get("model")) for c in list_cells(folder) for r in list_runs(c)[:1]}
+    cpus = {
+        str((r.manifest.get("provenance") or {}).get("cpu", {}).get("model"))
+        for c in list_cells(folder)
+        for r in list_runs(c)[:1]
+    }
     found = []
     for path in (folder.resolve().parent.parent / "kernels").glob("*/*/summary.json"):
         try:
@@ -167,7 +171,9 @@ def _plan(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:
-        raise BadInput(f"cannot be read: {e}", where=str(folder / PLAN), next_step="`bench run` writes it anew") from None
+        raise BadInput(
+            f"cannot be read: {e}", where=str(folder / PLAN), next_step="`bench run` writes it anew"
+        ) from None
     return data if isinstance(data, dict) else {}
 
 

@@ -32,7 +32,9 @@ def origin_label(summaries: Sequence[Summary]) -> str:
     return " and ".join(origins) + ", not measured here"
 
 
-def _lines(layout: Layout, panel: str, value: Value, factor: float = 1.0, suffix: str = "", dashed: bool = False) -> list[Line]:
+def _lines(
+    layout: Layout, panel: str, value: Value, factor: float = 1.0, suffix: str = "", dashed: bool = False
+) -> list[Line]:
     out = []
     for name in layout.lines:
         cells = layout.of(panel, name)
@@ -92,7 +94,12 @@ def throughput(layout: Layout) -> Chart | None:
     value = top.summary.estimates["output_tokens_per_s"].value
     answer = f"Highest: {significant(value)} output tokens/s with {cell_label(top)}.{_knee(layout, top)}"
     panels = [
-        Panel(name, _x_axis(layout, name), Axis("Output tokens/s"), tuple(_lines(layout, name, metric("output_tokens_per_s"))))
+        Panel(
+            name,
+            _x_axis(layout, name),
+            Axis("Output tokens/s"),
+            tuple(_lines(layout, name, metric("output_tokens_per_s"))),
+        )
         for name in _panels(layout)
     ]
     return _finish("throughput", f"Throughput against {_load_word(layout)}", answer, panels, layout)
@@ -129,7 +136,9 @@ def latency(layout: Layout) -> Chart | None:
         low_ttft = best(layout, "ttft_p50_s", lowest=True)
         if low_ttft is None:
             return None
-        answer = f"Lowest TTFT: {duration_text(low_ttft.summary.estimates['ttft_p50_s'].value)} with {cell_label(low_ttft)}."
+        answer = (
+            f"Lowest TTFT: {duration_text(low_ttft.summary.estimates['ttft_p50_s'].value)} with {cell_label(low_ttft)}."
+        )
     else:
         e = low.summary.estimates
         answer = f"Lowest: TPOT {duration_text(e['tpot_p50_s'].value)} (TTFT {duration_text(e['ttft_p50_s'].value)}) with {cell_label(low)}."
@@ -158,7 +167,10 @@ def interactivity(layout: Layout) -> Chart | None:
     for name in _panels(layout):
         cells = [p for p in layout.placed if p.panel == name and "output_tokens_per_s_per_user" in p.summary.estimates]
         xy = [
-            (p.summary.estimates["output_tokens_per_s_per_user"].value, p.summary.estimates["output_tokens_per_s_per_gpu"].value)
+            (
+                p.summary.estimates["output_tokens_per_s_per_user"].value,
+                p.summary.estimates["output_tokens_per_s_per_gpu"].value,
+            )
             for p in cells
         ]
         answering = [i for i, p in enumerate(cells) if not p.beside]
@@ -192,7 +204,9 @@ def tp_scaling(layout: Layout) -> Chart | None:
     y = Axis("TP scaling efficiency (%)")
     for name in _panels(layout):
         lines = scaling_lines(layout, name)
-        found += [(line.points[-1].y, line.label, line.points[-1].x) for line in lines if not (layout.mixed and line.dashed)]
+        found += [
+            (line.points[-1].y, line.label, line.points[-1].x) for line in lines if not (layout.mixed and line.dashed)
+        ]
         drawn = tuple(lines)
         panels.append(Panel(name, _x_axis(layout, name), y, drawn, reference=(100.0, "perfect scaling")))
     if not found:
@@ -226,7 +240,10 @@ def scaling_of(p: Placed, cells: Sequence[Placed], smallest: int) -> Estimate | 
     base = [c for c in cells if c.x == p.x and c.line == same]
     if not base:
         return None
-    ours, theirs = ([r.values["output_tokens_per_s"] for r in s.runs if "output_tokens_per_s" in r.values] for s in (p.summary, base[0].summary))
+    ours, theirs = (
+        [r.values["output_tokens_per_s"] for r in s.runs if "output_tokens_per_s" in r.values]
+        for s in (p.summary, base[0].summary)
+    )
     return ratio_estimate(ours, theirs).scaled(smallest / tp)
 
 
@@ -255,5 +272,7 @@ def cost(layout: Layout, full: dict[str, TokenCost], stated: dict[str, TokenCost
         lines = _lines(layout, name, at(full))
         if both:
             lines += _lines(layout, name, at(stated), suffix=f" at {share:.0%}", dashed=True)
-        panels.append(Panel(name, _x_axis(layout, name), Axis("USD per million output tokens", "log"), tuple(lines), note=note))
+        panels.append(
+            Panel(name, _x_axis(layout, name), Axis("USD per million output tokens", "log"), tuple(lines), note=note)
+        )
     return _finish("cost", "Cost per million output tokens", answer, panels, layout)

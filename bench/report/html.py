@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from importlib import resources
 
-from bench.report.charts import GRID, INK, MUTED, PALETTE
 from bench.report.model import Report
+from bench.report.palette import GRID, INK, MUTED, PALETTE
 
 #: Greys and colours of the pictures, as the page's style sheet names them, so that dark mode can swap them.
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", **{c: f"--series-{i}" for i, c in enumerate(PALETTE)}}
@@ -23,7 +23,9 @@ def render(report: Report, svgs: dict[str, str]) -> str:
     from markupsafe import Markup
 
     folder = resources.files("bench.report") / "templates"
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     workloads = list(dict.fromkeys(a.workload for a in report.answers))
     return template.render(

@@ -22,7 +22,13 @@ _LINE_AXES = ("gpu", "tensor_parallel_size")
 _TITLES = {"shape": "ISL/OSL", "isl": "ISL", "osl": "OSL", "model": "", "kind": ""}
 #: What a load axis belongs to, where one report holds several.
 _LOADS = {"batch_size": "offline batches", "concurrency": "closed loop", "rate_per_s": "open loop"}
-_SHORT = {"batch_size": "batch", "concurrency": "concurrency", "rate_per_s": "rate", "tensor_parallel_size": "TP", "gpu": ""}
+_SHORT = {
+    "batch_size": "batch",
+    "concurrency": "concurrency",
+    "rate_per_s": "rate",
+    "tensor_parallel_size": "TP",
+    "gpu": "",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class Layout:
 
     @property
     def level_word(self) -> str:
-        """"batch" or "concurrency", for sentences."""
+        """ "batch" or "concurrency", for sentences."""
         return _SHORT.get(self.level, self.level)
 
     @property

@@ -68,7 +68,18 @@ DEVICES = ("gpu_util_ratio", "sm_active_ratio", "memory_used_bytes", "power_w", 
 ENGINE = ("isl_mean_tokens", "osl_mean_tokens", "in_flight_mean", "running_mean", "waiting_mean", "step_time_p50_s",
           "prefill_time_ratio", "kv_usage_max_ratio", "num_preemptions", "prefix_cache_hit_ratio", "window_s")  # fmt: skip
 #: Shown even where no cell has a value, because a reader looks for them; the others then go.
-_ALWAYS = frozenset({"output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "gpu_util_ratio", "energy_j_per_output_token", "mfu_ratio", "mbu_ratio"})
+_ALWAYS = frozenset(
+    {
+        "output_tokens_per_s",
+        "ttft_p50_s",
+        "tpot_p50_s",
+        "e2e_p50_s",
+        "gpu_util_ratio",
+        "energy_j_per_output_token",
+        "mfu_ratio",
+        "mbu_ratio",
+    }
+)
 
 Lookup = Callable[[Placed, str], Estimate | None]
 
@@ -111,7 +122,9 @@ def _load_title(layout: Layout) -> str:
 
 
 def _axis_field(value: Any) -> Field:
-    return Field("" if value is None else value_text(value), value if isinstance(value, (int, float)) else value_text(value))
+    return Field(
+        "" if value is None else value_text(value), value if isinstance(value, (int, float)) else value_text(value)
+    )
 
 
 def _other_axes(layout: Layout) -> list[str]:
@@ -123,7 +136,9 @@ def _other_axes(layout: Layout) -> list[str]:
     return [n for n, values in seen.items() if len(values) > 1 and axis_tail(n) not in hidden]
 
 
-def metric_table(name: str, title: str, layout: Layout, keys: Sequence[str], lookup: Lookup, note: str = "") -> Table | None:
+def metric_table(
+    name: str, title: str, layout: Layout, keys: Sequence[str], lookup: Lookup, note: str = ""
+) -> Table | None:
     """One row a cell, one column a metric; columns that nobody has a value for are left out."""
     shown = [k for k in keys if k in _ALWAYS or any(lookup(p, k) is not None for p in layout.placed)]
     if not any(lookup(p, k) is not None for p in layout.placed for k in shown):
@@ -167,7 +182,9 @@ def cost_table(layout: Layout, full: dict[str, TokenCost], stated: dict[str, Tok
     )
     share = next(iter(stated.values())).utilisation if stated else 1.0
     uses = [(full, "full use")] + ([(stated, f"{share:.0%} use")] if share < 1 else [])
-    columns = [Column(f"{title}, {use}", "USD/M", True, METRICS[key].formula) for _, use in uses for key, title in kinds]
+    columns = [
+        Column(f"{title}, {use}", "USD/M", True, METRICS[key].formula) for _, use in uses for key, title in kinds
+    ]
     rows = []
     for p in layout.placed:
         row = fields(p)
@@ -191,11 +208,14 @@ def usd_field(e: Estimate | None) -> Field:
 
 def prediction_table(layout: Layout) -> Table | None:
     """Simulated cells beside measured ones of the same TP, load and workload, with the error of each prediction."""
-    measured = {(p.summary.facts.tensor_parallel_size, p.x, p.panel): p for p in layout.placed if p.summary.origin == "measured"}
+    measured = {
+        (p.summary.facts.tensor_parallel_size, p.x, p.panel): p for p in layout.placed if p.summary.origin == "measured"
+    }
     pairs = [
         (p, measured[where])
         for p in layout.placed
-        if p.summary.origin == "simulated" and (where := (p.summary.facts.tensor_parallel_size, p.x, p.panel)) in measured
+        if p.summary.origin == "simulated"
+        and (where := (p.summary.facts.tensor_parallel_size, p.x, p.panel)) in measured
     ]
     if not pairs:
         return None
@@ -244,7 +264,12 @@ def runs_table(layout: Layout) -> Table:
                 Field(run.run, run.run),
                 *(
                     Field(number(v[k] * f, ""), v[k] * f) if k in v else Field("n/a", float("-inf"))
-                    for k, f in (("output_tokens_per_s", 1.0), ("ttft_p50_s", 1e3), ("tpot_p50_s", 1e3), ("window_s", 1.0))
+                    for k, f in (
+                        ("output_tokens_per_s", 1.0),
+                        ("ttft_p50_s", 1e3),
+                        ("tpot_p50_s", 1e3),
+                        ("window_s", 1.0),
+                    )
                 ),
                 Field(f"{run.counts.get('num_counted', 0):.0f}", run.counts.get("num_counted", 0.0)),
                 Field("" if w is None else w.kind, "" if w is None else w.kind, "" if w is None else w.reason),

@@ -31,7 +31,9 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment.model_validate({**EXPERIMENT, **changes})
 
 
-def offline_records(batch: int, num_batches: int, step_s: float, isl: int, osl: int, rng: np.random.Generator) -> list[RequestRecord]:
+def offline_records(
+    batch: int, num_batches: int, step_s: float, isl: int, osl: int, rng: np.random.Generator
+) -> list[RequestRecord]:
     """Batches one after the other: a prefill of ``step_s * batch / 8``, then a token for everyone each ``step_s``."""
     records = []
     start = 0.0

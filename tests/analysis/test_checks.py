@@ -102,8 +102,14 @@ def test_torn_files_are_told() -> None:
 
 
 def test_cell_warnings_count_their_runs_and_add_their_own() -> None:
-    rows = [summary(values={"output_tokens_per_s": v, "num_preemptions": p}, run=f"run-{i}") for i, (v, p) in enumerate([(100, 1), (130, 0)])]
-    rows = [RunSummary(**{**{k: getattr(r, k) for k in r.__slots__}, "warnings": run_warnings(facts(), r, ())}) for r in rows]
+    rows = [
+        summary(values={"output_tokens_per_s": v, "num_preemptions": p}, run=f"run-{i}")
+        for i, (v, p) in enumerate([(100, 1), (130, 0)])
+    ]
+    rows = [
+        RunSummary(**{**{k: getattr(r, k) for k in r.__slots__}, "warnings": run_warnings(facts(), r, ())})
+        for r in rows
+    ]
     found = {w.code: w for w in cell_warnings(facts(), rows, {"output_tokens_per_s": Estimate(115, None, None)})}
     assert "(1 of 2 runs)" in found["preemptions"].message
     assert "too-few-runs" in found and "noisy" in found
@@ -120,6 +126,9 @@ def test_dummy_weights_say_what_does_not_hold(tmp_path: Path) -> None:
 
 
 def test_kv_capacity_that_changes_between_starts_is_told() -> None:
-    rows = [summary(run=f"run-{i}", counts={"kv_capacity_tokens": kv}) for i, kv in enumerate([400_000.0, 401_000.0, 390_000.0])]
+    rows = [
+        summary(run=f"run-{i}", counts={"kv_capacity_tokens": kv})
+        for i, kv in enumerate([400_000.0, 401_000.0, 390_000.0])
+    ]
     assert "kv-capacity-differs" in {w.code for w in cell_warnings(facts(), rows, {})}
     assert "kv-capacity-differs" not in {w.code for w in cell_warnings(facts(), rows[:2], {})}

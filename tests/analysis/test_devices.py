@@ -16,7 +16,9 @@ from bench.store import RunReader, RunWriter
 WINDOW = Window(0.0, 40.0, "steady", True, "")
 
 
-def run_with(tmp_path: Path, devices: dict[str, dict[str, Any]], held: list[str], idle_s: float = 4.0, **manifest: Any) -> RunReader:
+def run_with(
+    tmp_path: Path, devices: dict[str, dict[str, Any]], held: list[str], idle_s: float = 4.0, **manifest: Any
+) -> RunReader:
     """Constant readings from -idle_s to 45 s; ``power`` while busy, 100 W before; energy follows."""
     engine = {"num_gpus": len([h for h in held if h != "cpu"]), "device_uuids": [h for h in held if h != "cpu"]}
     writer = RunWriter(tmp_path / "c" / "run-1-x", {"origin": "measured", "engine": engine, **manifest})
@@ -29,7 +31,9 @@ def run_with(tmp_path: Path, devices: dict[str, dict[str, Any]], held: list[str]
             power = about["power"] if t > 0 else 100.0
             energy[name] += power * 0.1
             counter = None if about.get("no_counter") else energy[name]
-            writer.append_telemetry(GpuSample(t, name, power_w=power, energy_j=counter, energy_t_s=None if counter is None else t, **extra))
+            writer.append_telemetry(
+                GpuSample(t, name, power_w=power, energy_j=counter, energy_t_s=None if counter is None else t, **extra)
+            )
     writer.finish("complete")
     return RunReader.open(writer.folder)
 

@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_page_of_metrics_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("write_metric_definitions", ROOT / "scripts" / "write_metric_definitions.py")
+    spec = importlib.util.spec_from_file_location(
+        "write_metric_definitions", ROOT / "scripts" / "write_metric_definitions.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -44,7 +44,9 @@ def test_tpot_leaves_out_the_tokens_of_the_first_chunk() -> None:
     assert m.tpot_s(columns(record(first_chunk_tokens=5)))[0] == pytest.approx(2.0 / 16)
 
 
-@pytest.mark.parametrize("changes", [{"osl": 1}, {"osl": 5, "first_chunk_tokens": 5}, {"osl": None}, {"error": "timeout"}])
+@pytest.mark.parametrize(
+    "changes", [{"osl": 1}, {"osl": 5, "first_chunk_tokens": 5}, {"osl": None}, {"error": "timeout"}]
+)
 def test_tpot_is_undefined_where_nothing_followed_the_first_chunk(changes: dict[str, object]) -> None:
     assert math.isnan(m.tpot_s(columns(record(**changes)))[0])
 

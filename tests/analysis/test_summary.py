@@ -61,7 +61,9 @@ def test_a_stored_summary_of_something_else_is_not_used(runs: list[RunReader]) -
 
 def test_numbers_of_a_run_by_hand(tmp_path: Path, cell: Cell) -> None:
     """Two batches of two: 8 requests' worth of arithmetic that fits on a page."""
-    writer = RunWriter(tmp_path / "x" / "run-1-20261124T060000Z", {"origin": "simulated", "schedule": {"kind": "offline"}})
+    writer = RunWriter(
+        tmp_path / "x" / "run-1-20261124T060000Z", {"origin": "simulated", "schedule": {"kind": "offline"}}
+    )
     times = [(0.0, 0.5, 2.5), (0.0, 0.5, 2.5), (3.0, 3.7, 6.0), (3.0, 3.5, 5.5)]
     for i, (sent, first, last) in enumerate(times):
         writer.append_request(RequestRecord(i, "measured", 100, 11, 0.0, sent, first, last, last, first_chunk_tokens=1))
@@ -93,7 +95,9 @@ def test_tokens_of_requests_and_of_engine_steps_add_up(runs: list[RunReader]) ->
 
 def test_chunks_give_itl_and_tokens_per_read(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "c" / "run-1-x", {"origin": "simulated", "schedule": {"kind": "offline"}})
-    writer.append_request(RequestRecord(0, "measured", 10, 7, None, 0.0, 0.1, 0.4, 0.4, first_chunk_tokens=1, num_chunks=4))
+    writer.append_request(
+        RequestRecord(0, "measured", 10, 7, None, 0.0, 0.1, 0.4, 0.4, first_chunk_tokens=1, num_chunks=4)
+    )
     for t, n in ((0.1, 1), (0.2, 2), (0.25, 2), (0.4, 2)):
         writer.append_chunk(ChunkRecord(0, t, n))
     writer.finish("complete")
@@ -131,7 +135,9 @@ def test_goodput(runs: list[RunReader]) -> None:
 
 def test_unlike_runs_are_refused_by_name_of_the_key(tmp_path: Path, cell: Cell) -> None:
     same = write_run(tmp_path, cell, 1)
-    other = write_run(tmp_path, cell, 2, fingerprint={"devices": ["NVIDIA A100-SXM4-80GB"] * 2, "engine_version": "vllm 0.32.0"})
+    other = write_run(
+        tmp_path, cell, 2, fingerprint={"devices": ["NVIDIA A100-SXM4-80GB"] * 2, "engine_version": "vllm 0.32.0"}
+    )
     with pytest.raises(BadInput, match=r"fingerprint\.devices.*H100.*A100"):
         summarise_cell([same, other])
     measured = write_run(tmp_path, cell, 3, origin="measured")

@@ -22,7 +22,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells = expand(exp)
     skip = {cells[-1].cell_id: "needs 2 GPUs, this machine has 1"}
     folder, cells = write_experiment(root, exp, skip=skip)
-    error = {"reason": "the engine died: CUDA out of memory", "code": "oom", "log_tail": "line 1\ntorch.OutOfMemoryError <script>alert(1)</script>"}
+    error = {
+        "reason": "the engine died: CUDA out of memory",
+        "code": "oom",
+        "log_tail": "line 1\ntorch.OutOfMemoryError <script>alert(1)</script>",
+    }
     write_run(folder, cells[-2], 9, t0_s=999.0 % 60, status="failed", error=error)
     return folder
 

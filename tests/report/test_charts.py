@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.report.charts import PALETTE, draw, nice_log_ticks, spread, svg_text
+from bench.report.charts import draw, nice_log_ticks, svg_text
 from bench.report.figures import pareto_front
 from bench.report.html import inline_svg
+from bench.report.labels import spread
 from bench.report.model import Axis, Chart, Line, Panel, Point
+from bench.report.palette import PALETTE
 from bench.report.write import ReportFiles
 
 if TYPE_CHECKING:
@@ -72,7 +74,10 @@ def test_nothing_is_drawn_outside_the_picture(files: ReportFiles) -> None:
                 if not text.get_text() or not text.get_visible():
                     continue
                 box = text.get_window_extent(renderer)
-                assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, (chart.name, text.get_text())
+                assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, (
+                    chart.name,
+                    text.get_text(),
+                )
 
 
 def test_labels_do_not_overlap(files: ReportFiles) -> None:
@@ -87,7 +92,9 @@ def test_labels_do_not_overlap(files: ReportFiles) -> None:
                     # the extents hold a little air around the letters
                     assert not box.padded(-2).overlaps(other.padded(-2)), (chart.name, a, b)
             ticks = [t.get_window_extent(renderer) for t in ax.get_xticklabels() if t.get_text() and t.get_visible()]
-            assert all(left.x1 <= right.x0 + 1 for left, right in pairwise(sorted(ticks, key=lambda t: t.x0))), chart.name
+            assert all(left.x1 <= right.x0 + 1 for left, right in pairwise(sorted(ticks, key=lambda t: t.x0))), (
+                chart.name
+            )
 
 
 def test_colours_can_be_told_apart_and_are_not_red_against_green() -> None:
@@ -112,7 +119,11 @@ def test_inline_svg_takes_its_colours_from_the_page(files: ReportFiles) -> None:
 @pytest.mark.parametrize("lines", [1, 8])
 def test_any_number_of_lines_and_points_can_be_drawn(kind: str, points: int, lines: int, tmp_path: Path) -> None:
     drawn = tuple(
-        Line(f"TP {2**i}", tuple(Point(2.0**k, 10.0 * (k + 1) + i, 9.0, 13.0, str(2**k), k == 0) for k in range(points)), i)
+        Line(
+            f"TP {2**i}",
+            tuple(Point(2.0**k, 10.0 * (k + 1) + i, 9.0, 13.0, str(2**k), k == 0) for k in range(points)),
+            i,
+        )
         for i in range(lines)
     )
     panel = Panel("", Axis("Batch size (requests)", "log2"), Axis("Output tokens/s"), drawn, kind)  # type: ignore[arg-type]
@@ -162,7 +173,12 @@ def test_pareto_front_is_exactly_what_nothing_beats(points: list[tuple[float, fl
 
 
 def test_a_narrow_range_is_drawn_from_zero() -> None:
-    panel = Panel("", Axis("Batch size (requests)", "log2"), Axis("TPOT (ms)", "log"), (Line("TP 1", (Point(1, 5.0), Point(2, 5.4))),))
+    panel = Panel(
+        "",
+        Axis("Batch size (requests)", "log2"),
+        Axis("TPOT (ms)", "log"),
+        (Line("TP 1", (Point(1, 5.0), Point(2, 5.4))),),
+    )
     axes = draw(Chart("x", "A chart", "An answer.", (panel,))).axes[0]
     assert axes.get_yscale() == "linear" and axes.get_ylim()[0] == 0
     assert sum(0 <= t <= axes.get_ylim()[1] for t in axes.get_yticks()) >= 4

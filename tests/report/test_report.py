@@ -127,7 +127,9 @@ class _Loads(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
             inside = (value or "").startswith(("#", "data:"))
-            if name in ("src", "srcset", "poster", "data", "action", "background") or (name in ("href", "xlink:href") and not inside):
+            if name in ("src", "srcset", "poster", "data", "action", "background") or (
+                name in ("href", "xlink:href") and not inside
+            ):
                 self.found.append(f"{tag} {name}={value}")
 
 
@@ -163,7 +165,9 @@ def test_prices_and_slo_can_be_given(results: Path) -> None:
     low, high = (float(f.split()[0].strip("$")) for f in figures)
     assert high == pytest.approx(2 * low, rel=0.01)
     within = build(results, Options(slo="e2e p99 <= 100 s"))[0]
-    assert any(a.question == "Highest throughput within the SLO" and a.headline.startswith("TP") for a in within.answers)
+    assert any(
+        a.question == "Highest throughput within the SLO" and a.headline.startswith("TP") for a in within.answers
+    )
     never = build(results, Options(slo="e2e p99 <= 1 ms"))[0]
     found = next(a for a in never.answers if a.question == "Highest throughput within the SLO")
     assert found.figure == "not met"
@@ -236,7 +240,9 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     sweep = {"grid": {"tensor_parallel_size": [1, 2], "batch_size": [1, 16]}}
     ours, _ = write_experiment(root / "m", experiment(name="machine", sweep=sweep), origin="measured")
     engine = {"kind": "simulated", "gpu": "H100-SXM"}
-    theirs, _ = write_experiment(root / "s", experiment(name="guess", sweep=sweep, engine=engine), repeats=1, noise=0.05, seed=3)
+    theirs, _ = write_experiment(
+        root / "s", experiment(name="guess", sweep=sweep, engine=engine), repeats=1, noise=0.05, seed=3
+    )
     return ours, theirs
 
 
