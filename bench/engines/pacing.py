@@ -276,7 +276,7 @@ async def _by_slots_and_due_times(
             wake.clear()
             if not in_flight:
                 idle()
-            until = min(stop.deadline_s, _next_event_s(schedule, pending, stop, len(in_flight) < limit), t + 1.0)
+            until = min(stop.deadline_s, _next_event_s(schedule, pending, stop, len(in_flight) < limit, t), t + 1.0)
             await _wait(wake, until - now())
         # no more is sent; what is in flight completes, up to the deadline
         while in_flight and not failures and now() < stop.deadline_s:
@@ -293,13 +293,13 @@ async def _by_slots_and_due_times(
         raise failures[0]
 
 
-def _next_event_s(schedule: Schedule, pending: Pending, stop: StopState, free_slot: bool) -> float:
+def _next_event_s(schedule: Schedule, pending: Pending, stop: StopState, free_slot: bool, now_s: float) -> float:
     """When something may change without a request being done: a due time, or a step of the concurrency."""
     times = [pending.next_due_s()] if free_slot else []
     times += [stop.begin_s + t for t, _ in schedule.in_flight_steps or ()]
     if stop.rule.min_duration_s > 0:
         times.append(stop.begin_s + stop.rule.min_duration_s)
-    return min((t for t in times if t > stop.begin_s), default=math.inf)
+    return min((t for t in times if t > now_s), default=math.inf)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
