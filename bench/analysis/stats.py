@@ -36,7 +36,12 @@ def percentile(values: np.ndarray, q: float) -> float | None:
 
 
 def estimate(
-    values: Sequence[float], unit: str = "", *, confidence: float = CONFIDENCE, nonnegative: bool = True
+    values: Sequence[float],
+    unit: str = "",
+    *,
+    confidence: float = CONFIDENCE,
+    nonnegative: bool = True,
+    at_most: float | None = None,
 ) -> Estimate:
     """Mean of one value per run, with the interval of that mean.
 
@@ -44,7 +49,8 @@ def estimate(
     * 2 to 9 runs: Student's t, mean ± t(n-1) * s / sqrt(n).
     * 10 and more: bias-corrected accelerated bootstrap (4,000 resamples, fixed seed).
 
-    An interval of a quantity that cannot be negative is cut at 0. Raises ValueError for no values.
+    An interval is cut where the quantity cannot go: at 0 where ``nonnegative``, at ``at_most`` (1 for a share).
+    Raises ValueError for no values.
     """
     data = np.asarray(values, dtype=np.float64)
     n = len(data)
@@ -62,6 +68,8 @@ def estimate(
         method = f"BCa bootstrap, {n} runs"
     if nonnegative and mean >= 0:
         low = max(low, 0.0)
+    if at_most is not None and mean <= at_most:
+        high = min(high, at_most)
     return Estimate(mean, low, high, confidence, method, n, unit)
 
 

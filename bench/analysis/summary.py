@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from bench.roofline import Ceilings
 
 #: Raised whenever a formula changes, so that stored summaries are made anew.
-ANALYSIS_VERSION = 3
+ANALYSIS_VERSION = 4
 _MAY_BE_NEGATIVE = frozenset({"energy_net_j_per_output_token"})
+#: Shares of a whole; MFU, MBU and TP scaling are not: above 1 they would be a finding (or a mistake) to be seen.
+_SHARES = frozenset(
+    k for k in m.METRICS if k.endswith("_ratio") and k not in ("mfu_ratio", "mbu_ratio", "tp_scaling_ratio")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +225,7 @@ def _request_metrics(
     if len(cached) and not np.isnan(cached).all() and np.nansum(c.isl[c.ok]) > 0:
         values["prefix_cache_hit_ratio"] = float(np.nansum(cached) / np.nansum(c.isl[c.ok]))
     distributions = {"ttft": m.ttft_s(c), "ttft_service": m.ttft_service_s(c), "tpot": m.tpot_s(c), "e2e": m.e2e_s(c)}
-    if facts.schedule_kind != "offline":
+    if facts.schedule_kind in ("open_loop", "trace"):
         distributions["send_lateness"] = m.send_lateness_s(c)
     for key, data in distributions.items():
         _distribution(key, data, values, absent)
@@ -388,7 +392,8 @@ def combine(summaries: Sequence[RunSummary]) -> tuple[dict[str, Estimate], dict[
             # from part of the runs it would not fit beside the others: a p99 of long runs below the p95 of all
             absent.setdefault(key, f"only {len(values)} of {len(summaries)} runs allow it")
         elif values:
-            estimates[key] = estimate(values, definition.unit, nonnegative=key not in _MAY_BE_NEGATIVE)
+            whole = 1.0 if key in _SHARES else None
+            estimates[key] = estimate(values, definition.unit, nonnegative=key not in _MAY_BE_NEGATIVE, at_most=whole)
             absent.pop(key, None)
     return estimates, absent
 

@@ -17,6 +17,8 @@ MAX_WORKLOADS = 4
 
 def interval_text(e: Estimate, text: Callable[[float], str]) -> str:
     """'95 % interval 1.2 – 1.4 over 3 runs', or why there is none."""
+    if e.low is not None and e.high is None:  # a cost whose rate may be as low as 0
+        return f"{e.confidence:.0%} interval from {text(e.low)} upwards, without an upper end, over {e.num_runs} runs"
     if e.low is None or e.high is None:
         return f"{e.num_runs} run: no interval" if e.num_runs == 1 else "no interval"
     return f"{e.confidence:.0%} interval {text(e.low)} – {text(e.high)} over {e.num_runs} runs"

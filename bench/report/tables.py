@@ -202,7 +202,11 @@ def cost_table(layout: Layout, full: dict[str, TokenCost], stated: dict[str, Tok
 def usd_field(e: Estimate | None) -> Field:
     if e is None:
         return Field("n/a", float("inf"), "no price, or nothing was produced")
-    detail = f"{usd_text(e.low)} – {usd_text(e.high)}" if e.low is not None and e.high is not None else ""
+    detail = ""
+    if e.low is not None:
+        detail = (
+            f"{usd_text(e.low)} – {usd_text(e.high)}" if e.high is not None else f"{usd_text(e.low)} – no upper end"
+        )
     return Field(usd_text(e.value), e.value, detail)
 
 

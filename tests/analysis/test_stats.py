@@ -108,3 +108,8 @@ def test_outliers_are_named() -> None:
     assert outliers([100, 101, 99, 100, 60]) == [4]
     assert outliers([100, 100, 100, 100.4]) == []  # far in deviations, but within 1 %
     assert outliers([1, 2, 3]) == []
+
+
+def test_a_share_is_never_above_one() -> None:
+    e = estimate([0.99, 1.0, 0.97], at_most=1.0)
+    assert e.high == 1.0 and e.low is not None and e.low < 0.97
