@@ -108,6 +108,10 @@ class EngineSetup:
         }
 
 
+#: A host has no memory of its own in the catalogue; vLLM takes what VLLM_CPU_KVCACHE_SPACE says. A profile's blocks count.
+_CPU_KV_BYTES = 2**30
+
+
 def engine_setup(
     model: ModelArch,
     hardware: Hardware,
@@ -178,7 +182,7 @@ def _memory(
         block_size=args.get("block_size"),
         enforce_eager=bool(args.get("enforce_eager", False)),
         usage=usage,
-        kv_cache_memory_bytes=args.get("kv_cache_memory_bytes"),
+        kv_cache_memory_bytes=args.get("kv_cache_memory_bytes") or (_CPU_KV_BYTES if hardware.kind == "cpu" else None),
     )
     if not memory.fits:
         gpus = f"{tp * pp} x {hardware.name}" if tp * pp > 1 else hardware.name
