@@ -1,6 +1,8 @@
 """The engine that answers at once: measures the harness itself, and fails on demand for the runner's own tests.
 
 With ``time_per_token_s`` every request takes that long for each of its output tokens, all requests in parallel.
+``args: {num_gpus: n}`` makes it claim the first n visible GPUs (and leave them idle), so that everything that happens
+around an engine on a GPU host can be tried without one.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from bench.engines.host import EngineLaunch
 from bench.engines.pacing import StopState, in_slices, pace
 from bench.errors import EngineUnavailable
 from bench.records import EngineInfo, Request, RequestRecord, Schedule
+from bench.telemetry.gpus import visible_devices
 
 #: "crash", "hang" and "oom" happen when this many measured requests were answered.
 _FAIL_AFTER = 3
@@ -49,7 +52,10 @@ class NullEngine:
 
     def info(self) -> EngineInfo:
         effective = {**self.args, "time_per_token_s": self.time_per_token_s, "fail": self.fail}
-        return EngineInfo(kind="null", version="1", effective_args=effective)
+        devices = visible_devices()[: int(self.args.get("num_gpus", 0))]
+        return EngineInfo(
+            kind="null", version="1", effective_args=effective, num_gpus=len(devices), device_uuids=tuple(devices)
+        )
 
     def run(self, schedule: Schedule, sink: RecordSink, t0_monotonic_s: float) -> Iterator[RequestRecord]:
         print(f"null engine: serving {len(schedule.requests)} requests, {schedule.kind}", flush=True)

@@ -10,7 +10,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +32,7 @@ from bench.runner.results import (
     stale_cells,
     write_resolved,
 )
+from bench.telemetry.baseline import measure_idle
 from bench.telemetry.gpus import memory_used, visible_devices, wait_for_release
 from bench.units import bytes_text
 
@@ -132,7 +133,8 @@ class LocalRunner:
         self._memory_before: dict[str, int] = {}
         self._runs_on_engine = 0
         self._left: list[Todo] = []
-        self._idle_baseline: dict[str, str] | None = None
+        self._idle_gpu: dict[str, Any] | None = None
+        self._idle_power_w: dict[str, float | None] | None = None
 
     # -- whole sweep --------------------------------------------------------------------------------------------
 
@@ -239,7 +241,7 @@ class LocalRunner:
             return
         self._deaths.pop(todo.cell.cell_id, None)
         if self._runs_on_engine == 0:
-            self._idle_baseline = {"run": str(result.folder.relative_to(self.folder))}
+            self._idle_power_w = result.idle_power_w
         self.outcome.num_complete += 1
         self.outcome.num_missing -= 1
         self._done_s.append((self._estimates[todo.cell.cell_id], time.monotonic() - started))
@@ -291,7 +293,8 @@ class LocalRunner:
             vocab_size=int(getattr(arch, "vocab_size", 0) or 32_000),
             base=self.loaded.path.parent,
             first_of_engine=self._runs_on_engine == 0,
-            idle_baseline=self._idle_baseline,
+            idle_power_w=self._idle_power_w,
+            idle_gpu=self._idle_gpu,
         )
 
     # -- engine -------------------------------------------------------------------------------------------------
@@ -313,8 +316,12 @@ class LocalRunner:
             load_kind=self._load_kind(todo.cell.engine_key),
         )
         log = self.folder / f"engine-start-{todo.cell.cell_id}.log"
-        self._memory_before = memory_used(visible_devices())
-        self._idle_baseline = None
+        devices = visible_devices()
+        self._memory_before = memory_used(devices)
+        if devices and self._idle_gpu is None and self.experiment.telemetry.source in ("auto", "nvml"):
+            # the first of two baselines: these GPUs before anything is loaded (the other is the loaded, idle engine)
+            self._idle_gpu = {d: asdict(b) for d, b in measure_idle(devices).items()}
+        self._idle_power_w = None
         engine = EngineProcess(launch, log)
         self._engine = engine
         try:

@@ -18,7 +18,7 @@ from bench.engines.host import EngineDied, EngineProcess
 from bench.errors import BenchError, StoreError
 from bench.records import EngineInfo, RequestRecord, Schedule
 from bench.runner.schedules import build_schedule
-from bench.runner.telemetry import sampled
+from bench.runner.telemetry import loaded_idle_power, sampled
 from bench.store import ENGINE_LOG, TELEMETRY, RunWriter, run_folder_name, utc_now_text
 from bench.workload.synthetic import repeat_seed
 
@@ -45,7 +45,8 @@ class RunContext:
     vocab_size: int
     base: Path
     first_of_engine: bool
-    idle_baseline: dict[str, Any] | None = None  # {"run": folder of the run that holds this engine's idle readings}
+    idle_gpu: dict[str, Any] | None = None  # mean power of each GPU before the first engine was loaded
+    idle_power_w: dict[str, float | None] | None = None  # of the loaded idle engine, from its first run's samples
 
     @property
     def seed(self) -> int:
@@ -66,6 +67,7 @@ class RunResult:
     folder: Path
     num_requests: int
     output_tokens_per_s: float | None  # rough, for the display; the analysis computes the real one from the records
+    idle_power_w: dict[str, float | None] | None = None
 
 
 def base_manifest(context: RunContext) -> dict[str, Any]:
@@ -85,6 +87,7 @@ def base_manifest(context: RunContext) -> dict[str, Any]:
         "origin": origin,
         "weights": spec.weights,
         "engine": asdict(context.info),
+        "idle_gpu": context.idle_gpu,
         "fingerprint": context.fingerprint,
         "provenance": context.provenance,
     }
@@ -178,10 +181,12 @@ def _measure(
             tally.add(record)
         ended_s = time.monotonic() - t0
     duration_s = time.monotonic() - started
+    idle_w = context.idle_power_w
+    if lead_s >= IDLE_BASELINE_S:
+        # before t0 the engine was loaded and idle: the baseline that net energy is counted from, for all its runs
+        idle_w = loaded_idle_power(path, -lead_s, 0.0)
     final = {
-        "telemetry": telemetry.facts(),
-        # before t0 the engine was loaded and idle: the baseline that net energy is counted from
-        "idle_baseline": {"start_s": -lead_s, "end_s": 0.0} if lead_s >= IDLE_BASELINE_S else context.idle_baseline,
+        "telemetry": {**telemetry.facts(), "idle_power_w": idle_w or {}},
         "duration_s": duration_s,
         "ended_s": ended_s,
     }
@@ -191,7 +196,7 @@ def _measure(
         writer.finish("failed", error=error, **final)
         raise FailedRun(failure, writer.folder, engine_died=False)
     writer.finish("complete", **final)
-    return RunResult(writer.folder, tally.num_measured, tally.overall_rate())
+    return RunResult(writer.folder, tally.num_measured, tally.overall_rate(), idle_w)
 
 
 class _Tally:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config.experiment import TelemetrySpec
+from bench.errors import StoreError
 from bench.records import EngineInfo
 from bench.telemetry.sampler import Sampler
 from bench.telemetry.source import CPU_DEVICE, Rates
@@ -52,3 +53,20 @@ def sampled(
     devices = devices_of(spec, info)
     with Sampler(path, t0_monotonic_s, devices=devices, rates=rates_of(spec), own_pids=pids) as sampler:
         yield RunTelemetry(sampler, devices)
+
+
+def loaded_idle_power(path: Path, start_s: float, end_s: float) -> dict[str, float | None]:
+    """Watts of each sampled device over a window in which the loaded engine had nothing to do; None where not readable."""
+    from bench.telemetry.baseline import baseline_of
+    from bench.telemetry.series import read_series
+
+    try:
+        series = read_series(path)
+    except StoreError:
+        return {}
+    out: dict[str, float | None] = {}
+    for device, s in series.items():
+        # the sampler needs a moment to come up: the window begins with its first sample
+        begin = max(start_s, float(s.t_s[0])) if len(s.t_s) else start_s
+        out[device] = baseline_of(s, begin, end_s).power_w
+    return out
