@@ -12,11 +12,12 @@ import argparse
 import dataclasses
 import json
 import math
+import statistics
 import sys
 from collections import Counter
 from pathlib import Path
 
-from bench.sim.accuracy import METRICS, Graded, errors, grade
+from bench.sim.accuracy import METRICS, Graded, errors, grade, ratio_errors
 from bench.sim.anchors import anchor_lines
 from bench.sim.ground_truth import Point, Refusal, published_points, serving_points
 
@@ -79,6 +80,7 @@ def show(graded: list[Graded], refused: list[Refusal]) -> bool:
         others,
         lambda g: f"{g.point.source[:12]} {g.point.gpu} {g.point.model} {g.point.precision}",
     )
+    ratios(free, others)
     print("\nRows refused")
     for (source, reason), n in Counter((r.source, r.reason) for r in refused).most_common():
         print(f"  {n:5d}  {source[:34]:34s} {reason}")
@@ -86,6 +88,21 @@ def show(graded: list[Graded], refused: list[Refusal]) -> bool:
     for line in anchor_lines():
         print(f"  {line}")
     return verdict(free, full)
+
+
+def ratios(free: list[Graded], others: list[Graded]) -> None:
+    """Generation and TP ratios between measured rows of vLLM that differ in nothing else."""
+    print("\nRatios of measured rows that differ in one thing (output tok/s): predicted over measured ratio - 1")
+    for source, rows, differ in (
+        ("serving sample, TP", free, "tp"),
+        ("serving sample", free, "gpu"),
+        ("other sources", others, "gpu"),
+    ):
+        for pair, signed in sorted(ratio_errors(rows, differ).items()):
+            middle, typical = statistics.median(signed), statistics.median(map(abs, signed))
+            print(
+                f"  {f'{source} {pair}':46s} {len(signed):5d} pairs   median error {typical:6.1%}   bias {middle:+6.1%}"
+            )
 
 
 def verdict(free: list[Graded], full: list[Graded]) -> bool:

@@ -274,3 +274,35 @@ def errors(graded: Sequence[Graded], group: Callable[[Graded], str]) -> list[Err
                     )
                 )  # fmt: skip
     return rows
+
+
+def ratio_errors(graded: Sequence[Graded], differ: str, metric: str = "output_tokens_per_s") -> dict[str, list[float]]:
+    """How well ratios between measured rows are predicted: rows equal in all but ``differ`` (``tp`` or ``gpu``).
+
+    Returns, for each pair of values such as ``8 over 2``, the relative errors of predicted over measured ratios.
+    """
+    groups: dict[tuple[object, ...], dict[object, Graded]] = {}
+    for g in graded:
+        p = g.point
+        key = (
+            p.source,
+            p.model,
+            p.precision,
+            p.isl,
+            p.osl,
+            p.concurrency,
+            p.version,
+            p.tp if differ == "gpu" else p.gpu,
+            p.ep,
+        )
+        groups.setdefault(key, {})[getattr(p, differ)] = g
+    found: dict[str, list[float]] = {}
+    for members in groups.values():
+        values = sorted(members, key=str)
+        for i, a in enumerate(values):
+            for b in values[i + 1 :]:
+                predicted = members[b].predicted[metric] / members[a].predicted[metric]
+                measured = members[b].measured[metric] / members[a].measured[metric]
+                if math.isfinite(predicted / measured):
+                    found.setdefault(f"{b} over {a}", []).append(predicted / measured - 1.0)
+    return found

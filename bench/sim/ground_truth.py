@@ -76,6 +76,7 @@ class Point:
     output_tokens_per_s: float = math.nan
     note: str = ""
     kv_cache_dtype: str | None = None
+    memory_share: float | None = None  # gpu_memory_utilization where it is not the version's default
 
     @property
     def async_scheduling(self) -> bool:
@@ -83,6 +84,8 @@ class Point:
 
     @property
     def gpu_memory_utilization(self) -> float:
+        if self.memory_share is not None:
+            return self.memory_share
         return 0.90 if self.version and self.version < UTILISATION_092_SINCE else 0.92
 
     @property
@@ -117,6 +120,11 @@ def version_of(text: str) -> tuple[int, ...]:
     return (int(found.group(1)), int(found.group(2))) if found else ()
 
 
+def points_gpu(label: str) -> str | None:
+    """Catalogue name of a GPU as the files write it, or None."""
+    return _GPUS.get(label)
+
+
 def _number(text: str | None) -> float:
     try:
         return float(text) if text not in (None, "") else math.nan
@@ -124,12 +132,13 @@ def _number(text: str | None) -> float:
         return math.nan
 
 
-def _model(label: str) -> str | None:
+def points_model(label: str) -> str | None:
+    """Catalogue name of a model as the files write it, or None."""
     low = label.lower().replace("meta-", "")
     return next((name for pattern, name in _MODELS if re.search(pattern, low)), None)
 
 
-def _quantization(precision: str, model: str) -> tuple[str | None, str | None]:
+def points_quantization(precision: str, model: str) -> tuple[str | None, str | None]:
     """(vLLM quantisation, reason for refusal) of a published precision."""
     if "gpt-oss" in model:
         return None, None  # the checkpoint's own MXFP4, whatever a table calls it
@@ -169,12 +178,12 @@ def _serving_point(row: dict[str, str]) -> Point | Refusal:
     def refuse(reason: str) -> Refusal:
         return Refusal(row["id"], "NVIDIA serving sample", row["engine"], reason)
 
-    gpu, model = _GPUS.get(row["gpu"]), _model(row["model"])
+    gpu, model = _GPUS.get(row["gpu"]), points_model(row["model"])
     if gpu is None or model is None:
         return refuse(f"{'GPU' if gpu is None else 'model'} not in the catalogue")
     precision = row["precision"] if row["precision"] not in ("", "nan") else "bf16"
     precision = "mxfp4" if "gpt-oss" in model else precision
-    quantization, reason = _quantization(precision, model)
+    quantization, reason = points_quantization(precision, model)
     if precision == "fp4" or reason:
         return refuse(reason or "NVFP4: no kernel times known")
     tp, dp, ep = int(float(row["tp"])), _number(row["dp"]), int(_number(row["moe_ep"]) or 0)
@@ -213,10 +222,10 @@ def _published_point(row: dict[str, str], name: str) -> Point | Refusal:
     def refuse(reason: str) -> Refusal:
         return Refusal(name, source, row["engine"], reason)
 
-    gpu, model = _GPUS.get(row["gpu"]), _model(row["model"])
+    gpu, model = _GPUS.get(row["gpu"]), points_model(row["model"])
     if gpu is None or model is None:
         return refuse(f"{'GPU' if gpu is None else 'model'} not in the catalogue")
-    quantization, reason = _quantization(row["precision"] or "", model)
+    quantization, reason = points_quantization(row["precision"] or "", model)
     if reason:
         return refuse(reason)
     isl, osl, tp = _number(row["isl"]), _number(row["osl"]), _number(row["tp"])
