@@ -241,14 +241,16 @@ def test_capacity_is_what_a_real_engine_reports(tmp_path: Path) -> None:
     folder = materialise(model, tmp_path / "model")
     script = tmp_path / "engine.py"
     script.write_text(ENGINE)
+    tp = 2 if (os.cpu_count() or 1) > 1 else 1  # two ranks, each with its own budget and half of the KV heads
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    done = subprocess.run([sys.executable, str(script), str(folder), "1"], env=env, capture_output=True, text=True, timeout=280)
+    env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(i) for i in range(tp))
+    done = subprocess.run([sys.executable, str(script), str(folder), str(tp)], env=env, capture_output=True, text=True, timeout=280)
     lines = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-2000:]
     found = json.loads(lines[0].removeprefix("RESULT "))
     cpu = load_hardware("cpu")
     assert default_block_size(model, cpu) == found["block_size"]
-    ours = fit(model, cpu, max_model_len=2048, kv_cache_memory_bytes=GIB, block_size=found["block_size"])
+    ours = fit(model, cpu, tp=tp, max_model_len=2048, kv_cache_memory_bytes=GIB, block_size=found["block_size"])
     assert ours.num_blocks == found["num_blocks"]
     if found["tokens"] is not None:
         assert ours.kv_capacity_tokens == found["tokens"]
