@@ -97,7 +97,7 @@ def memory(device: Device, sizes: tuple[int, ...], rounds: int) -> list[dict[str
                     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
                     theirs.append(float(done.stdout))
                 moved = arrays * size
-                row = {
+                row: dict[str, Any] = {
                     "op": op,
                     "bytes": size,
                     "ours_bytes_per_s": moved / min(ours),

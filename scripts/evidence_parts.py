@@ -109,7 +109,7 @@ def _shared(offline: tuple[str, ...], first_parts: tuple[Part, ...], suite: str)
             0,
             900,
             (offline[0], "calibrate"),
-            shows="bench predict EXPERIMENT --gpu GPU [--profile PROFILE]",
+            shows="bench predict EXPERIMENT --gpu GPU [--kernels KERNELS | --profile PROFILE]",
             derived=True,
         ),
         Part(

@@ -154,13 +154,13 @@ def readme(folder: Path, plan: Programme, state: dict[str, Any], reports: list[s
         )
     if (folder / "prediction-errors.json").exists():
         errors = json.loads((folder / "prediction-errors.json").read_text())
-        for when in ("before", "after"):
+        for source, graded in errors["sources"].items():
             texts = [
                 f"{n} {100 * e['median_absolute_error_ratio']:.1f} % ({e['num_cells']} cells)"
-                for n, e in errors[when].items()
+                for n, e in graded["summary"].items()
             ]
             lines.append(
-                f"- Median prediction error {when} calibration, cells not learned from: {', '.join(texts) or 'none graded'}"
+                f"- Median error of predictions from {source}, cells not learned from: {', '.join(texts) or 'none graded'}"
             )
     names = ", ".join(p.name for p in pieces)
     lines += [

@@ -124,30 +124,29 @@ def sampler_cost(results: Path, on: str, off: str) -> dict[str, Any]:
 def prediction_errors(results: Path, predicted: Path, experiment: str, learned: dict[str, str]) -> list[dict[str, Any]]:
     """One row a cell: measured and predicted medians of every graded metric, and whether calibration saw the cell.
 
-    Cells are paired by their axes: a simulated cell has another engine and therefore another id.
+    A simulated run names the cell that it predicts.
     """
-    simulated = _by_axes(predicted, experiment)
-    rows = []
-    for axes, runs in _by_axes(results, experiment).items():
-        if axes not in simulated:
-            continue
-        real, guess = _medians(runs), _medians(simulated[axes])
-        metrics = {
-            name: {"measured": real[name], "predicted": guess[name], "error_ratio": guess[name] / real[name] - 1}
-            for name in GRADED
-            if real.get(name) and guess.get(name)
-        }
-        seen = is_learned(_read(runs[0] / "manifest.json"), learned)
-        rows.append({"experiment": experiment, "axes": json.loads(axes), "learned_from": seen, "metrics": metrics})
-    return rows
-
-
-def _by_axes(results: Path, experiment: str) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = defaultdict(list)
+    simulated: dict[str, list[Path]] = defaultdict(list)
+    for run in complete_runs(predicted, f"{experiment}.predicted"):
+        simulated[str(_read(run / "manifest.json").get("predicts", {}).get("cell_id"))].append(run)
+    real: dict[str, list[Path]] = defaultdict(list)
     for run in complete_runs(results, experiment):
-        axes = {k: v for k, v in dict(_read(run / "manifest.json").get("axes") or {}).items() if k != "gpu"}
-        found[json.dumps(axes, sort_keys=True)].append(run)
-    return found
+        real[run.parent.name].append(run)
+    rows = []
+    for cell_id in sorted(set(real) & set(simulated)):
+        measured, guess = _medians(real[cell_id]), _medians(simulated[cell_id])
+        metrics = {
+            name: {
+                "measured": measured[name],
+                "predicted": guess[name],
+                "error_ratio": guess[name] / measured[name] - 1,
+            }
+            for name in GRADED
+            if measured.get(name) and guess.get(name)
+        }
+        seen = is_learned(_read(real[cell_id][0] / "manifest.json"), learned)
+        rows.append({"experiment": experiment, "cell_id": cell_id, "learned_from": seen, "metrics": metrics})
+    return rows
 
 
 def _medians(runs: list[Path]) -> dict[str, float]:

@@ -84,9 +84,13 @@ class Evidence:
         """Whether a part is complete, and not made from something that has changed since."""
         if self.status(part.name) != "complete":
             return False
-        order = {name: entry["order"] for name, entry in self.state["parts"].items()}
+        order = {name: entry.get("order", 0) for name, entry in self.state["parts"].items()}
         before = self.plan.parts[: self.plan.parts.index(part)]
         return not part.derived or all(order.get(p.name, 0) < order[part.name] for p in before)
+
+    def learned(self, experiment: str) -> dict[str, str]:
+        """Which axes a cell of ``experiment`` must have for calibration to have seen it (impossible ones: none did)."""
+        return self.plan.learn_only if experiment == self.plan.offline[0] else {"": "never"}
 
     @property
     def results(self) -> Path:
@@ -152,7 +156,7 @@ def run_part(evidence: Evidence, part: Part) -> tuple[float, bool]:
     evidence.state["parts"][part.name] = {
         "status": status,
         "reason": reason,
-        "order": 1 + max((p["order"] for p in evidence.state["parts"].values()), default=0),
+        "order": 1 + max((p.get("order", 0) for p in evidence.state["parts"].values()), default=0),
         "ended_utc": _utc(),
         "wall_s": round(took_s, 1),
         "gpu_used_s": round(before + (took_s if part.gpu_s else 0.0), 1),
@@ -276,14 +280,49 @@ def calibrate(evidence: Evidence, part: Part) -> None:
 
 
 def predict(evidence: Evidence, part: Part) -> None:
-    """Predict every experiment before and after calibration, and grade it on what was not learned from."""
-    raise PartFailed("not written yet")
+    """Predict every measured experiment before and after calibration, and grade it on what was not learned from.
+
+    Three predictions: from the data sheet and the shipped curves, with this device's kernels, and with the profile fitted to
+    the runs that the plan lets it see. A cell that a source cannot serve is refused there and not graded.
+    """
+    if evidence.gpu is None:
+        raise PartFailed("this device is not in configs/hardware: nothing to predict from; add a file there")
+    sources: dict[str, list[str]] = {
+        "data-sheet": [],
+        "kernels": ["--kernels", str(evidence.folder / "kernels")],
+        "calibrated": ["--profile", str(evidence.folder / "profile.json")],
+    }
+    errors: dict[str, Any] = {"learned_from": {evidence.plan.offline[0]: evidence.plan.learn_only}, "sources": {}}
+    names = {n: n for n in (*evidence.plan.offline, evidence.plan.serve)}
+    for file in (evidence.folder / "experiments").glob("*.yaml"):
+        names[file.stem] = str(file)
+    for source, options in sources.items():
+        folder = evidence.folder / f"predicted-{source}"
+        rows: list[dict[str, Any]] = []
+        for name, where in names.items():
+            if not measured.complete_runs(evidence.results, name):
+                continue
+            argv = ["predict", where, "--gpu", evidence.gpu, "--repeats", "1", "--results", str(folder), *options]
+            code = bench(evidence, part.name, argv, part.limit_s)
+            if code == 130:
+                raise KeyboardInterrupt
+            # 1: every cell was refused, for a reason that the log gives
+            rows += (
+                measured.prediction_errors(evidence.results, folder, name, evidence.learned(name)) if code == 0 else []
+            )
+        errors["sources"][source] = {"summary": measured.error_summary(rows), "cells": rows}
+    _write_json(evidence.folder / "prediction-errors.json", errors)
+    if not any(s["cells"] for s in errors["sources"].values()):
+        raise PartFailed("no cell could be predicted; see logs/predict.log")
 
 
 def reports(evidence: Evidence, part: Part) -> None:
-    """A report of every experiment that has results."""
+    """A report of every experiment that has results, its calibrated prediction laid over it where there is one."""
+    predictions = evidence.folder / "predicted-calibrated" / "runs"
     for experiment in measured.experiments(evidence.results):
-        code = bench(evidence, part.name, ["report", experiment, "--results", str(evidence.results)], 300)
+        beside = predictions / f"{experiment}.predicted"
+        over = ["--with", str(beside)] if measured.complete_runs(beside.parents[1], beside.name) else []
+        code = bench(evidence, part.name, ["report", experiment, "--results", str(evidence.results), *over], 300)
         if code:
             raise PartFailed(f"bench report {experiment} ended with {code}; see logs/reports.log")
 

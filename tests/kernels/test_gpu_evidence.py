@@ -204,19 +204,20 @@ def test_only_the_wanted_cells_are_learned_from(tmp_path):
     assert evidence_results.runs_to_learn_from(tmp_path, "e", wanted) == [mine]
 
 
-def test_prediction_errors_pair_cells_by_their_axes(tmp_path, stored_values):
+def test_prediction_errors_pair_a_simulated_run_with_the_cell_that_it_names(tmp_path, stored_values):
     real, guess = tmp_path / "real", tmp_path / "guess"
     for n, value in enumerate((90.0, 110.0, 100.0), 1):
         _run(real, "e", "a", n, {"batch_size": 1}, {"output_tokens_per_s": value, "tpot_p50_s": 0.01})
     _run(real, "e", "b", 1, {"batch_size": 2}, {"output_tokens_per_s": 200.0})
-    _run(guess, "e", "x", 1, {"batch_size": 1, "gpu": "h200"}, {"output_tokens_per_s": 105.0})
-    _run(guess, "e", "y", 1, {"batch_size": 2, "gpu": "h200"}, {"output_tokens_per_s": 150.0})
+    _run(real, "e", "c", 1, {"batch_size": 4}, {"output_tokens_per_s": 300.0})
+    for cell, predicts, value in (("x", "a", 105.0), ("y", "b", 150.0)):
+        run = _run(guess, "e.predicted", cell, 1, {"gpu": "h200"}, {"output_tokens_per_s": value})
+        manifest = json.loads((run / "manifest.json").read_text())
+        (run / "manifest.json").write_text(json.dumps({**manifest, "predicts": {"cell_id": predicts}}))
     rows = evidence_results.prediction_errors(real, guess, "e", {"batch_size": "1"})
-    by_size = {r["axes"]["batch_size"]: r for r in rows}
-    assert by_size[1]["learned_from"] and by_size[1]["metrics"]["output_tokens_per_s"]["error_ratio"] == pytest.approx(
-        0.05
-    )
-    assert set(by_size[1]["metrics"]) == {"output_tokens_per_s"}
+    assert [r["cell_id"] for r in rows] == ["a", "b"] and [r["learned_from"] for r in rows] == [True, False]
+    assert rows[0]["metrics"]["output_tokens_per_s"]["error_ratio"] == pytest.approx(0.05)
+    assert set(rows[0]["metrics"]) == {"output_tokens_per_s"}
     summary = evidence_results.error_summary(rows)
     assert summary == {"output_tokens_per_s": {"median_absolute_error_ratio": pytest.approx(0.25), "num_cells": 1}}
 
@@ -263,3 +264,37 @@ def test_a_rehearsal_says_so_in_its_readme(tmp_path):
     text = (target / "README.md").read_text()
     assert "A rehearsal on a CPU" in text and "No figure in it means anything" in text
     assert (target / "archive" / "SHA256SUMS").exists()
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(900)
+def test_rehearsal_with_a_real_engine_from_doctor_to_archive(tmp_path):
+    """One engine start stands for all: the serving parts are the same commands (the whole rehearsal takes minutes)."""
+    pytest.importorskip("torch")
+    from bench.engines.vllm_versions import installed_version
+
+    if installed_version() is None:
+        pytest.skip("vllm is not installed")
+    parts = ("doctor", "kernels", "offline", "calibrate", "predict", "reports", "publish")
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "gpu_evidence.py"),
+        "--rehearse",
+        "--out",
+        str(tmp_path / "evidence"),
+    ]
+    for part in parts:
+        command += ["--only", part]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=880)
+    state = json.loads((tmp_path / "evidence" / "state.json").read_text())["parts"]
+    assert {name: state[name]["status"] for name in parts} == dict.fromkeys(parts, "complete"), (
+        done.stdout + done.stderr
+    )
+    errors = json.loads((tmp_path / "evidence" / "prediction-errors.json").read_text())["sources"]
+    assert {cell["learned_from"] for cell in errors["calibrated"]["cells"]} == {True, False}
+    published = tmp_path / "evidence" / "published"
+    assert (published / "evidence-rehearsal-offline" / "report.html").stat().st_size > 50_000
+    assert all(p.stat().st_size <= evidence_publish.PIECE_BYTES for p in (published / "archive").iterdir())
+    # again: everything is complete, so nothing runs
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert "[" not in again.stdout.replace("GPU time", "")
