@@ -1,0 +1,95 @@
+"""vLLM's defaults by device and use, and engines built from vLLM's arguments."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from bench.catalog.hardware import load_hardware
+from bench.catalog.model import load_model
+from bench.errors import BadInput, DoesNotFit
+from bench.sim.defaults import batch_limits, capture_sizes, padded_batch
+from bench.sim.setup import engine_setup
+from bench.sim.step_time_kernel import padded_tokens
+
+
+@pytest.mark.parametrize(
+    ("gpu", "usage", "args", "expected"),
+    [
+        ("H100-SXM", "server", {}, (8192, 1024)),
+        ("H100-SXM", "llm", {}, (16384, 1024)),
+        ("A100-80-SXM", "server", {}, (2048, 256)),  # an A100 80GB is no H100 here
+        ("A100-80-SXM", "llm", {}, (8192, 256)),
+        ("B200", "server", {}, (16384, 1024)),
+        ("A100-80-SXM", "server", {"performance_mode": "throughput"}, (4096, 512)),
+        ("H100-SXM", "server", {"max_num_batched_tokens": 512}, (512, 512)),
+        ("H100-SXM", "server", {"max_num_seqs": 4}, (8192, 4)),
+        ("H100-SXM", "server", {"max_num_seqs": 1}, (4096, 1)),
+        ("A100-80-SXM", "server", {"enable_chunked_prefill": False}, (4096, 256)),
+    ],
+)
+def test_batch_limits(gpu: str, usage: str, args: dict[str, object], expected: tuple[int, int]) -> None:
+    assert batch_limits(args, load_hardware(gpu), usage, 4096) == expected  # type: ignore[arg-type]
+
+
+def test_capture_sizes_and_padding() -> None:
+    sizes = capture_sizes(256, 8192)
+    assert sizes[:6] == [1, 2, 4, 8, 16, 24] and sizes[-1] == 512 and 272 in sizes and 264 not in sizes
+    assert capture_sizes(4, 8192) == [1, 2, 4, 8]
+    assert capture_sizes(1024, 8192, blackwell=True)[-1] == 1024
+    assert capture_sizes(256, 100)[-2:] == [96, 100]
+    for n in range(1, 600):
+        # the step-time kernel pads by arithmetic; both must agree wherever no odd budget is captured
+        assert padded_batch(n, sizes) == padded_tokens(float(n), 512.0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_capture_sizes_are_those_of_the_installed_vllm() -> None:
+    import inspect
+
+    from vllm.config import VllmConfig
+
+    source = inspect.getsource(VllmConfig._set_cudagraph_sizes)
+    for rule in (
+        "range(8, min(max_cudagraph_capture_size + 1, 256), 8)",
+        "[1, 2, 4]",
+        "256, max_cudagraph_capture_size + 1, 16",
+    ):
+        assert rule in source
+
+
+def test_an_engine_from_vllms_arguments() -> None:
+    setup = engine_setup(
+        load_model("llama-3.1-8b"), load_hardware("H100-SXM"),
+        {"max_model_len": 4096, "data_parallel_size": 2, "max_num_seqs": 128, "made_up": 1, "seed": 0},
+    )  # fmt: skip
+    assert setup.num_gpus == 2 and len(setup.fleet().replicas) == 2
+    assert setup.config.async_scheduling and setup.config.enable_prefix_caching and setup.config.max_num_seqs == 128
+    assert setup.ignored == ("made_up",)
+    assert setup.facts()["kv_source"] == "memory formula"
+    assert setup.config.num_blocks == setup.memory.num_blocks
+    own = engine_setup(
+        load_model("llama-3.1-8b"), load_hardware("H100-SXM"), {"max_model_len": 4096, "num_gpu_blocks_override": 500}
+    )
+    assert own.config.num_blocks == 500 and own.kv_source == "num_gpu_blocks_override"
+
+
+def test_engines_that_vllm_would_not_start_are_refused() -> None:
+    h100, model = load_hardware("H100-SXM"), load_model("llama-3.1-70b")
+    with pytest.raises(DoesNotFit, match="does not fit"):
+        engine_setup(model, h100, {})
+    with pytest.raises(DoesNotFit, match="max_model_len"):
+        engine_setup(model, h100, {"quantization": "fp8"})  # 128k tokens do not fit beside 70 GB of weights
+    with pytest.raises(BadInput, match="speculative"):
+        engine_setup(load_model("llama-3.1-8b"), h100, {"speculative_config": {"method": "ngram"}})
+    with pytest.raises(BadInput, match="scheduling_policy"):
+        engine_setup(load_model("llama-3.1-8b"), h100, {"scheduling_policy": "lifo"})
+
+
+def test_a_model_with_windows_gets_as_many_blocks_as_hold_the_same_requests() -> None:
+    setup = engine_setup(
+        load_model("gpt-oss-120b"), load_hardware("H100-SXM"),
+        {"max_model_len": 8192, "tensor_parallel_size": 2}, typical_tokens=2048,
+    )  # fmt: skip
+    assert setup.config.num_blocks == setup.memory.equivalent_blocks(2048)
