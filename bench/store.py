@@ -364,7 +364,10 @@ class RunReader:
             raise StoreError("not a run folder: it has no manifest.json", where=str(folder)) from None
         except (OSError, ValueError) as e:
             raise StoreError(f"manifest cannot be read: {e}", where=str(path), next_step="delete this folder") from e
-        if not isinstance(manifest, dict) or manifest.get("schema_version", 0) > SCHEMA_VERSION:
+        version = manifest.get("schema_version", 0) if isinstance(manifest, dict) else None
+        if not isinstance(version, int):
+            raise StoreError("manifest is not one of a run", where=str(path), next_step="delete this folder")
+        if version > SCHEMA_VERSION:
             raise StoreError(
                 "written by a newer version of tokenyield", where=str(path), next_step="upgrade tokenyield"
             )

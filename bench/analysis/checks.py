@@ -64,7 +64,7 @@ def run_warnings(facts: RunFacts, run: RunSummary, problems: tuple[str, ...]) ->
 
 def _origin(facts: RunFacts, add: _Add) -> None:
     if facts.origin == "simulated":
-        source = facts.engine.get("notes", {}).get("step_time_source") or facts.engine.get("version") or "the simulator"
+        source = _note(facts, "step_time_source") or facts.engine.get("version") or "the simulator"
         add("simulated", f"simulated, not measured ({source})", "measure the configurations that matter", "note")
     elif facts.origin == "imported":
         source = facts.manifest.get("imported_from") or "another tool's file"
@@ -78,6 +78,11 @@ def _origin(facts: RunFacts, add: _Add) -> None:
             "set weights: auto for a model where these matter",
             "note",
         )
+
+
+def _note(facts: RunFacts, key: str) -> str:
+    notes = facts.engine.get("notes")
+    return str(notes.get(key) or "") if isinstance(notes, dict) else ""
 
 
 def _window(facts: RunFacts, run: RunSummary, add: _Add) -> None:
@@ -163,7 +168,7 @@ def _engine(facts: RunFacts, run: RunSummary, add: _Add) -> None:
 
 
 def _likely_cause(facts: RunFacts, run: RunSummary) -> str:
-    args = facts.engine.get("effective_args") or {}
+    args = facts.effective_args
     running, in_flight = run.values.get("running_mean"), facts.target_in_flight
     if args.get("enforce_eager"):
         return "Likely cause: enforce_eager, every kernel is launched from Python"
@@ -179,7 +184,7 @@ def _likely_cause(facts: RunFacts, run: RunSummary) -> str:
 def _oversubscribed(facts: RunFacts, add: _Add) -> None:
     if facts.on_gpu or facts.origin != "measured" or facts.spec is None or facts.spec.engine.kind == "endpoint":
         return
-    cpu = facts.provenance.get("cpu") or {}
+    cpu = facts.cpu
     cores = cpu.get("cgroup_limit") or cpu.get("num_usable") or cpu.get("num_cores")
     ranks = facts.spec.num_devices
     if isinstance(cores, (int, float)) and cores and ranks > cores:

@@ -44,11 +44,17 @@ def device_window(
     if not held:
         reason = f"telemetry holds {', '.join(series)}, not the engine's devices"
         return DeviceWindow(absent=dict.fromkeys(("gpu_util_ratio", "power_w", "energy_j_per_output_token"), reason))
-    about = facts.telemetry.get("devices") or {}
-    reports = [report_window(series[d], about.get(d) or {}, window.start_s, window.end_s) for d in held]
+    reports = [report_window(series[d], _limits(facts, d), window.start_s, window.end_s) for d in held]
     values, absent = _usage(reports)
     energy, no_energy, counts = _energy(reports, [series[d] for d in held], facts, output_tokens, input_tokens)
     return DeviceWindow(values | energy, absent | no_energy, counts, _once_each(reports))
+
+
+def _limits(facts: RunFacts, device: str) -> dict[str, float]:
+    """The sampler's facts of a device that are numbers (limits, maxima)."""
+    devices = facts.telemetry.get("devices")
+    about = devices.get(device) if isinstance(devices, dict) else None
+    return {k: v for k, v in about.items() if isinstance(v, (int, float))} if isinstance(about, dict) else {}
 
 
 def _once_each(reports: list[WindowReport]) -> tuple[Warning_, ...]:
@@ -131,7 +137,8 @@ def idle_power_w(series: list[Series], facts: RunFacts) -> float | None:
 
     None where a device's is not known.
     """
-    known = facts.telemetry.get("idle_power_w") or {}
+    found = facts.telemetry.get("idle_power_w")
+    known = {k: v for k, v in found.items() if isinstance(v, (int, float))} if isinstance(found, dict) else {}
     total = 0.0
     for s in series:
         power = known.get(s.device)

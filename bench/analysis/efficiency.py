@@ -89,11 +89,10 @@ def hardware_of(facts: RunFacts) -> Hardware | None:
             return None
     if not facts.on_gpu:
         return load_hardware("cpu")
-    gpus = facts.provenance.get("gpus") or []
-    names = [(str(g.get("name")), g.get("memory_bytes")) for g in gpus if isinstance(g, dict) and g.get("name")]
-    names += [(str(n), None) for n in facts.fingerprint.get("devices") or []]
+    names = [(str(g.get("name")), g.get("memory_bytes")) for g in facts.gpus if g.get("name")]
+    names += [(n, None) for n in facts.fingerprint_devices]
     for name, memory_bytes in names:
-        found = match_device(name, int(memory_bytes) if memory_bytes else None)
+        found = match_device(name, int(memory_bytes) if isinstance(memory_bytes, (int, float)) and memory_bytes else None)
         if found is not None:
             return found
     return None

@@ -41,7 +41,7 @@ class RunFacts:
     @property
     def num_gpus(self) -> int:
         """GPUs that the engine held (or would hold, when simulated); 0 on a CPU."""
-        return int(self.engine.get("num_gpus") or 0)
+        return max(0, _int(self.engine.get("num_gpus")) or 0)
 
     @property
     def num_devices(self) -> int:
@@ -51,7 +51,8 @@ class RunFacts:
     @property
     def device_names(self) -> tuple[str, ...]:
         """The devices whose telemetry counts: the engine's GPUs by UUID, or the host."""
-        uuids = tuple(str(u) for u in self.engine.get("device_uuids") or ())
+        found = self.engine.get("device_uuids")
+        uuids = tuple(str(u) for u in found) if isinstance(found, (list, tuple)) else ()
         return uuids or ((CPU_DEVICE,) if not self.on_gpu else ())
 
     @property
@@ -74,8 +75,7 @@ class RunFacts:
             return load.concurrency
         if isinstance(load, OpenLoopLoad):
             return None
-        found = self.schedule.get("max_in_flight")
-        return int(found) if found else None
+        return _int(self.schedule.get("max_in_flight")) or None
 
     @property
     def level(self) -> tuple[str, float] | None:
@@ -86,12 +86,35 @@ class RunFacts:
     def tensor_parallel_size(self) -> int:
         if self.spec is not None:
             return self.spec.tensor_parallel_size
-        return int((self.engine.get("effective_args") or {}).get("tensor_parallel_size") or 1)
+        return _int(self.effective_args.get("tensor_parallel_size")) or 1
 
     @property
     def max_num_seqs(self) -> int | None:
-        found = (self.engine.get("effective_args") or {}).get("max_num_seqs")
-        return int(found) if found else None
+        return _int(self.effective_args.get("max_num_seqs")) or None
+
+    @property
+    def effective_args(self) -> dict[str, Any]:
+        """The engine's arguments as it understood them; empty where unknown."""
+        return _mapping(self.engine.get("effective_args"))
+
+    @property
+    def kv_capacity_tokens(self) -> int | None:
+        return _int(self.engine.get("kv_capacity_tokens")) or None
+
+    @property
+    def gpus(self) -> list[dict[str, Any]]:
+        """The GPUs of the machine as provenance has them."""
+        found = self.provenance.get("gpus")
+        return [g for g in found if isinstance(g, dict)] if isinstance(found, list) else []
+
+    @property
+    def fingerprint_devices(self) -> list[str]:
+        found = self.fingerprint.get("devices")
+        return [str(d) for d in found] if isinstance(found, list) else []
+
+    @property
+    def cpu(self) -> dict[str, Any]:
+        return _mapping(self.provenance.get("cpu"))
 
 
 def run_facts(run: RunReader) -> RunFacts:
@@ -102,7 +125,7 @@ def run_facts(run: RunReader) -> RunFacts:
         experiment=str(m.get("experiment") or run.folder.parent.parent.name),
         cell_id=str(m.get("cell_id") or run.folder.parent.name),
         run=run.folder.name,
-        repeat=int(m.get("repeat") or _number_of(run.folder.name)),
+        repeat=_int(m.get("repeat")) or _number_of(run.folder.name),
         status=run.status,
         reason=_text(error.get("reason") if isinstance(error, dict) else error),
         origin=run.origin,
@@ -133,7 +156,7 @@ def checked_metadata(facts: RunFacts) -> dict[str, Any]:
         "engine.version": engine.get("version"),
         "engine.num_gpus": facts.num_gpus,
     }
-    args = {k: v for k, v in _mapping(engine.get("effective_args")).items() if k not in _FREE_ARGS}
+    args = {k: v for k, v in facts.effective_args.items() if k not in _FREE_ARGS}
     out |= {f"engine.effective_args.{k}": v for k, v in sorted(args.items())}
     out |= {f"fingerprint.{k}": v for k, v in sorted(facts.fingerprint.items())}
     if facts.spec is not None:
@@ -152,6 +175,10 @@ def _spec(raw: Any) -> CellSpec | None:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else {}
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _text(value: Any) -> str | None:

@@ -25,7 +25,7 @@ from bench.analysis.steady_state import Window, find_window
 from bench.analysis.steps import step_columns, step_metrics, tokens_of_steps
 from bench.errors import BadInput
 from bench.records import Estimate, Warning_
-from bench.store import CHUNKS, STEPS, SUMMARY, RunReader, write_json_atomically
+from bench.store import CHUNKS, DATA_FILES, STEPS, SUMMARY, RunReader, write_json_atomically
 
 if TYPE_CHECKING:
     from bench.catalog.slo import Slo
@@ -130,6 +130,7 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
     against = against or Yardsticks()
     facts = run_facts(run)
     everything = RequestColumns.of(run.requests())
+    run.problems.extend(changed_files(run))
     if facts.schedule_kind == "offline":
         # a batch is due when it is submitted; the schedule's zeros are not moments
         everything = RequestColumns(
@@ -150,9 +151,8 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
     values |= devices.values
     absent |= devices.absent
     counts |= devices.counts
-    kv = facts.engine.get("kv_capacity_tokens")
-    if kv:
-        counts["kv_capacity_tokens"] = float(kv)
+    if facts.kv_capacity_tokens:
+        counts["kv_capacity_tokens"] = float(facts.kv_capacity_tokens)
     model = efficiency(facts, steps, window, against.ceilings)
     values |= model.values
     absent |= model.absent
@@ -171,6 +171,19 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
         peaks=model.peaks,
     )
     return _with_warnings(result, (*run_warnings(facts, result, tuple(run.problems)), *devices.warnings))
+
+
+def changed_files(run: RunReader) -> list[str]:
+    """Data files that are not as long as when the run ended (`bench show` compares their digests too)."""
+    out = []
+    recorded = run.manifest.get("files")
+    for name, about in recorded.items() if isinstance(recorded, dict) else ():
+        size = about.get("bytes") if isinstance(about, dict) else None
+        path = run.folder / str(name)
+        now = path.stat().st_size if path.is_file() else 0
+        if name in DATA_FILES and isinstance(size, int) and size != now:
+            out.append(f"{name}: {now:,} bytes, {size:,} when the run ended")
+    return out
 
 
 def _with_warnings(summary: RunSummary, warnings: tuple[Warning_, ...]) -> RunSummary:
@@ -300,8 +313,9 @@ def _counts(c: RequestColumns, window: Window, steps: dict[str, np.ndarray] | No
 
 
 def _made_from(run: RunReader, against: Yardsticks) -> str:
-    """A digest of everything a summary depends on: the manifest (with the files' own digests), SLO, formulas."""
-    basis = json.dumps([ANALYSIS_VERSION, run.manifest, repr(against)], sort_keys=True, default=str)
+    """A digest of what a summary depends on: manifest (with the files' digests), sizes of the files now, SLO, formulas."""
+    sizes = {n: (run.folder / n).stat().st_size for n in DATA_FILES if (run.folder / n).is_file()}
+    basis = json.dumps([ANALYSIS_VERSION, run.manifest, sizes, repr(against)], sort_keys=True, default=str)
     return hashlib.sha256(basis.encode()).hexdigest()
 
 

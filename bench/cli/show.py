@@ -93,7 +93,7 @@ def _header(reader: RunReader, facts: RunFacts) -> None:
             f"{facts.spec.model} ({facts.spec.weights} weights), TP {facts.tensor_parallel_size}, {level[0]} {level[1]:g}"
         )
     engine = facts.engine
-    kv = engine.get("kv_capacity_tokens")
+    kv = facts.kv_capacity_tokens
     held = f"{facts.num_gpus} GPUs" if facts.on_gpu else "no GPU"
     click.echo(
         f"{engine.get('kind') or 'engine unknown'} {engine.get('version') or ''}, {held}"

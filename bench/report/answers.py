@@ -44,7 +44,7 @@ def _per_run(p: Placed, key: str) -> list[float]:
 
 def rival_text(best: Placed, cells: Sequence[Placed], key: str, higher_is_better: bool) -> str:
     """How the best compares with the runner-up: a ratio with its interval, or that they cannot be told apart."""
-    others = [p for p in cells if p is not best and _per_run(p, key)]
+    others = [p for p in cells if p is not best and key in p.summary.estimates and _per_run(p, key)]
     if not others or not _per_run(best, key):
         return ""
     second = (max if higher_is_better else min)(others, key=lambda p: p.summary.estimates[key].value)

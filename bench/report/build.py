@@ -274,7 +274,7 @@ def _provenance(summaries: Sequence[Summary]) -> tuple[tuple[str, tuple[tuple[st
     sections: dict[str, Any] = {
         "engine": {k: v for k, v in facts.engine.items() if k not in ("pids", "effective_args")}
     }
-    sections["engine arguments (of the first cell)"] = facts.engine.get("effective_args") or {}
+    sections["engine arguments (of the first cell)"] = facts.effective_args
     sections |= facts.provenance
     sections["telemetry"] = {k: v for k, v in facts.telemetry.items() if k != "devices"}
     out = []

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench.analysis.run_facts import run_facts
 from bench.analysis.summary import Summary, Yardsticks, summarise_cell
 from bench.catalog.yaml_source import looks_like_path
 from bench.config.experiment import CellSpec, Experiment
@@ -123,11 +124,7 @@ def measured_ceilings(folder: Path) -> Ceilings | None:
 
     Looked for in ``results/kernels/`` beside ``results/runs/``; the CPU's model name must be the same.
     """
-    cpus = {
-        str((r.manifest.get("provenance") or {}).get("cpu", {}).get("model"))
-        for c in list_cells(folder)
-        for r in list_runs(c)[:1]
-    }
+    cpus = {str(run_facts(r).cpu.get("model")) for c in list_cells(folder) for r in list_runs(c)[:1]}
     found = []
     for path in (folder.resolve().parent.parent / "kernels").glob("*/*/summary.json"):
         try:
@@ -186,13 +183,18 @@ def _experiment(plan: dict[str, Any]) -> Experiment | None:
 
 def _planned_cells(plan: dict[str, Any], folder: Path) -> list[PlannedCell]:
     """The plan's cells in sweep order; without a plan, every cell folder there is."""
-    skipped = plan.get("skipped") or {}
-    if plan.get("cells"):
-        return [
-            PlannedCell(c["cell_id"], dict(c.get("axes") or {}), _spec(c.get("spec")), skipped.get(c["cell_id"]))
-            for c in plan["cells"]
-        ]
-    return [PlannedCell(p.name, {}, None) for p in list_cells(folder)]
+    cells, skipped = plan.get("cells"), plan.get("skipped")
+    if not cells:
+        return [PlannedCell(p.name, {}, None) for p in list_cells(folder)]
+    why = skipped if isinstance(skipped, dict) else {}
+    if not isinstance(cells, list) or not all(isinstance(c, dict) and isinstance(c.get("cell_id"), str) for c in cells):
+        raise BadInput("its cells cannot be understood", where=str(folder / PLAN), next_step="`bench run` writes it anew")
+    out = []
+    for c in cells:
+        axes, reason = c.get("axes"), why.get(c["cell_id"])
+        known = dict(axes) if isinstance(axes, dict) else {}
+        out.append(PlannedCell(c["cell_id"], known, _spec(c.get("spec")), None if reason is None else str(reason)))
+    return out
 
 
 def _spec(raw: Any) -> CellSpec | None:

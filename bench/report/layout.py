@@ -128,7 +128,7 @@ def _device(s: Summary) -> str:
     hardware = hardware_of(s.facts)
     if hardware is not None and hardware.kind == "gpu":
         return hardware.name
-    names = s.facts.fingerprint.get("devices") or []
+    names = s.facts.fingerprint_devices
     if names and names[0] != "cpu":
         return str(names[0])
     return str(s.facts.fingerprint.get("cpu") or "CPU") if not s.facts.on_gpu else "GPU"
