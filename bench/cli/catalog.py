@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.console import console
 from bench.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -33,18 +34,18 @@ def models(name: str | None, as_json: bool) -> int:
     if name is not None:
         return _show(_model_facts(load_model(name)), as_json)
     rows: list[dict[str, Any]] = [
-            {
-                "name": m.name,
-                "num_params": m.num_params,
-                "num_active_params": m.num_active_params,
-                "num_layers": m.num_layers,
-                "attention": _attention(m),
-                "kv_bytes_per_token": m.kv_bytes_per_token(),
-                "weights": m.quant().name,
-                "weight_bytes": m.weight_bytes(),
-                "max_position": m.max_position,
-                "hub_id": m.hub_id,
-            }
+        {
+            "name": m.name,
+            "num_params": m.num_params,
+            "num_active_params": m.num_active_params,
+            "num_layers": m.num_layers,
+            "attention": _attention(m),
+            "kv_bytes_per_token": m.kv_bytes_per_token(),
+            "weights": m.quant().name,
+            "weight_bytes": m.weight_bytes(),
+            "max_position": m.max_position,
+            "hub_id": m.hub_id,
+        }
         for m in list_models()
     ]
     if as_json:
@@ -53,7 +54,9 @@ def models(name: str | None, as_json: bool) -> int:
     from bench.cli.fit import billions
     from bench.units import bytes_text
 
-    table = _table("name", "parameters>", "active>", "layers>", "attention", "KV / token>", "weights>", "context>", "hub id")
+    table = _table(
+        "name", "parameters>", "active>", "layers>", "attention", "KV / token>", "weights>", "context>", "hub id"
+    )
     for r in rows:
         active = billions(r["num_active_params"]) if r["num_active_params"] < 0.99 * r["num_params"] else ""
         table.add_row(
@@ -134,7 +137,9 @@ def hardware(name: str | None, as_json: bool) -> int:
 
 @command.command("prices")
 @click.argument("name", required=False)
-@click.option("--file", "files", multiple=True, type=click.Path(), help="Price file of your own, laid over the catalogue.")
+@click.option(
+    "--file", "files", multiple=True, type=click.Path(), help="Price file of your own, laid over the catalogue."
+)
 @_JSON
 def prices(name: str | None, files: tuple[str, ...], as_json: bool) -> int:
     """Prices: ranges by GPU and every API, or those of NAME (a GPU, a provider, an API model or an id)."""
@@ -150,7 +155,13 @@ def prices(name: str | None, files: tuple[str, ...], as_json: bool) -> int:
         wanted = normalised(name)
 
         def texts(p: Any) -> set[str]:
-            words = (p.id, getattr(p, "gpu", ""), getattr(p, "provider", ""), getattr(p, "model", ""), getattr(p, "label", ""))
+            words = (
+                p.id,
+                getattr(p, "gpu", ""),
+                getattr(p, "provider", ""),
+                getattr(p, "model", ""),
+                getattr(p, "label", ""),
+            )
             return {normalised(w) for w in words if w}
 
         chosen = [p for p in everything if wanted in texts(p)]
@@ -162,7 +173,9 @@ def prices(name: str | None, files: tuple[str, ...], as_json: bool) -> int:
         return EXIT_DONE
     table = _table("id", "price>", "as of", "days old>", "source")
     for p in chosen:
-        table.add_row(p.id, _price_text(p), str(p.as_of), f"{p.age_days():,}", p.source + (f" ({p.note})" if p.note else ""))
+        table.add_row(
+            p.id, _price_text(p), str(p.as_of), f"{p.age_days():,}", p.source + (f" ({p.note})" if p.note else "")
+        )
     _print(table)
     for warning in book.warnings(chosen):
         click.echo(f"old: {warning.message}; {warning.remedy}", err=True)
@@ -208,7 +221,9 @@ def _price_overview(book: Any) -> int:
     _print(table)
     old = book.warnings([*used, *newest_api.values()])
     if old:
-        click.echo(f"{len(old)} of these prices are older than half a year; `bench catalog prices NAME` shows which.", err=True)
+        click.echo(
+            f"{len(old)} of these prices are older than half a year; `bench catalog prices NAME` shows which.", err=True
+        )
     return EXIT_DONE
 
 
@@ -226,7 +241,11 @@ def slo(name: str | None, as_json: bool) -> int:
                       "source": s.source, "as_of": str(s.as_of) if s.as_of else None}, as_json)  # fmt: skip
     entries = list_slo()
     if as_json:
-        click.echo(json.dumps([{"name": s.name, "slo": s.text, "source": s.source, "as_of": str(s.as_of)} for s in entries], indent=1))
+        click.echo(
+            json.dumps(
+                [{"name": s.name, "slo": s.text, "source": s.source, "as_of": str(s.as_of)} for s in entries], indent=1
+            )
+        )
         return EXIT_DONE
     table = _table("name", "limits", "what for")
     for s in entries:
@@ -253,9 +272,8 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def _print(table: Table) -> int:
-    from rich.console import Console
 
-    Console(highlight=False).print(table)
+    console().print(table)
     return EXIT_DONE
 
 
@@ -264,22 +282,21 @@ def _show(data: dict[str, Any], as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(data, indent=1, default=str))
         return EXIT_DONE
-    from rich.console import Console
 
-    console = Console(highlight=False)
+    out = console()
     for key, value in data.items():
         if value in (None, "", [], {}):
             continue
         if not isinstance(value, dict):
-            console.print(f"[bold]{key}[/bold]: {_plain(value)}")
+            out.print(f"[bold]{key}[/bold]: {_plain(value)}")
             continue
-        console.print(f"[bold]{key}[/bold]:")
+        out.print(f"[bold]{key}[/bold]:")
         for name, item in value.items():
             if isinstance(item, dict) and "source" in item:
                 note = f"; {item['note']}" if item.get("note") else ""
-                console.print(f"  {name}: {_plain(item['value'])}  [dim]{item['source']}, {item['as_of']}{note}[/dim]")
+                out.print(f"  {name}: {_plain(item['value'])}  [dim]{item['source']}, {item['as_of']}{note}[/dim]")
             else:
-                console.print(f"  {name}: {_plain(item)}")
+                out.print(f"  {name}: {_plain(item)}")
     return EXIT_DONE
 
 

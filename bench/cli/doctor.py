@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bench.cli.console import console
 from bench.errors import EXIT_DONE
 
 _STYLES = {"ok": ("✓ ok", "green"), "limited": ("! limited", "yellow"), "missing": ("✗ missing", "red")}
@@ -55,17 +56,16 @@ def command(as_json: bool, default_experiment: bool) -> int:
 
 
 def _print(checks: list[Check], experiment: str) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    out = console()
     table = Table("check", "found", "verdict", "what to do", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for check in checks:
         words, style = _STYLES[check.verdict]
         table.add_row(Text(check.name), Text(check.found), Text(words, style=style), Text(check.todo), end_section=True)
-    console.print(table)
-    console.print()
+    out.print(table)
+    out.print()
     num_missing = sum(c.verdict == "missing" for c in checks)
     num_limited = sum(c.verdict == "limited" for c in checks)
     engine = next(c for c in checks if c.name == "vLLM")
@@ -73,5 +73,5 @@ def _print(checks: list[Check], experiment: str) -> None:
         verdict = "No engine can be measured here yet."
     else:
         verdict = f"Ready to measure ({num_missing} missing, {num_limited} limited)."
-    console.print(Text(verdict, style="bold"))
-    console.print(Text(f"Start with: bench run {experiment}"))
+    out.print(Text(verdict, style="bold"))
+    out.print(Text(f"Start with: bench run {experiment}"))

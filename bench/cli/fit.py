@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.console import console
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 
 if TYPE_CHECKING:
@@ -17,14 +18,27 @@ if TYPE_CHECKING:
 
 @click.command("fit")
 @click.argument("model")
-@click.option("--gpu", "gpus", multiple=True, required=True, help="GPU by catalogue name; several: repeat or use commas.")
-@click.option("--tp", default=None, metavar="N[,N]", help="tensor_parallel_size to show  [default: 1, 2, 4, 8 and more until it fits]")
+@click.option(
+    "--gpu", "gpus", multiple=True, required=True, help="GPU by catalogue name; several: repeat or use commas."
+)
+@click.option(
+    "--tp",
+    default=None,
+    metavar="N[,N]",
+    help="tensor_parallel_size to show  [default: 1, 2, 4, 8 and more until it fits]",
+)
 @click.option("--pp", default="1", metavar="N[,N]", show_default=True, help="pipeline_parallel_size to show.")
 @click.option("--expert-parallel", is_flag=True, help="Divide whole experts over the GPUs (enable_expert_parallel).")
 @click.option("--isl", type=click.IntRange(1), default=1024, show_default=True, help="Input tokens of a request.")
 @click.option("--osl", type=click.IntRange(1), default=1024, show_default=True, help="Output tokens of a request.")
-@click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Requests at once that must fit.")
-@click.option("--quantization", default=None, help="Weight format: bf16, fp8, int8, awq, gptq, mxfp4...  [default: the checkpoint's]")
+@click.option(
+    "--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Requests at once that must fit."
+)
+@click.option(
+    "--quantization",
+    default=None,
+    help="Weight format: bf16, fp8, int8, awq, gptq, mxfp4...  [default: the checkpoint's]",
+)
 @click.option("--kv-cache-dtype", default=None, help="auto or fp8.")
 @click.option("--gpu-memory-utilization", type=float, default=None, help="[default: vLLM's 0.92]")
 @click.option("--max-model-len", type=click.IntRange(1), default=None, help="[default: the model's]")
@@ -34,7 +48,9 @@ if TYPE_CHECKING:
 @click.option("--enforce-eager", is_flag=True, help="No CUDA graphs.")
 @click.option("--server", is_flag=True, help="Defaults of `vllm serve` instead of the offline class.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
-def command(model: str, gpus: tuple[str, ...], tp: str | None, pp: str, isl: int, osl: int, concurrency: int, **options: Any) -> int:
+def command(
+    model: str, gpus: tuple[str, ...], tp: str | None, pp: str, isl: int, osl: int, concurrency: int, **options: Any
+) -> int:
     """Say what of MODEL fits on a GPU: a catalogue name, a config.json, a folder with one, or a hub id."""
     from bench.catalog.hardware import load_hardware
     from bench.catalog.memory import fit, smallest
@@ -47,7 +63,9 @@ def command(model: str, gpus: tuple[str, ...], tp: str | None, pp: str, isl: int
     for name in [g.strip() for text in gpus for g in text.split(",") if g.strip()]:
         hardware = load_hardware(name)
         if hardware.kind != "gpu":
-            raise BadInput(f"{hardware.name} is not a GPU", next_step="on a CPU the KV cache is what VLLM_CPU_KVCACHE_SPACE says")
+            raise BadInput(
+                f"{hardware.name} is not a GPU", next_step="on a CPU the KV cache is what VLLM_CPU_KVCACHE_SPACE says"
+            )
         best = smallest(arch, hardware, isl, osl, concurrency, **options)
         layouts = _layouts(tp, pp, best)
         fits = [fit(arch, hardware, t, p, ep=t if expert_parallel and t > 1 else 1, **options) for t, p in layouts]
@@ -100,19 +118,18 @@ def _json(arch: ModelArch, results: list[Any], isl: int, osl: int, concurrency: 
 
 
 def _print(arch: ModelArch, results: list[Any], isl: int, osl: int, concurrency: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from bench.units import bytes_text
 
-    console = Console(highlight=False)
+    out = console()
     active = f", {billions(arch.num_active_params)} active" if arch.is_moe else ""
-    console.print(
+    out.print(
         f"[bold]{arch.name}[/bold]: {billions(arch.num_params)} parameters{active}, {arch.num_layers} layers, "
         f"checkpoint in {arch.quant(None).name}, at most {arch.max_position:,} tokens"
     )
     for note in arch.notes:
-        console.print(f"[yellow]note: {note}[/yellow]")
+        out.print(f"[yellow]note: {note}[/yellow]")
     for name, best, fits in results:
         first = fits[0]
         table = Table(
@@ -124,15 +141,15 @@ def _print(arch: ModelArch, results: list[Any], isl: int, osl: int, concurrency:
             column.justify = "right"
         for f in fits:
             table.add_row(*_cells(f, isl, osl, concurrency))
-        console.print(table)
+        out.print(table)
         if best is None:
-            console.print(f"No layout of up to 64 x {name} holds {concurrency:,} requests of {isl:,}+{osl:,} tokens.")
+            out.print(f"No layout of up to 64 x {name} holds {concurrency:,} requests of {isl:,}+{osl:,} tokens.")
         else:
-            console.print(
+            out.print(
                 f"Smallest: [bold]{best.num_gpus} x {name}[/bold] (TP {best.tp}, PP {best.pp}) hold "
                 f"{best.max_concurrency(isl, osl):,} requests of {isl:,}+{osl:,} tokens at once."
             )
-    console.print(
+    out.print(
         "Per GPU. Weights and bytes per KV block are exact; activations, graphs and CUDA's share are estimates, so the KV "
         "cache is good to the ± given. An engine's own log (GPU KV cache size) is the measured answer."
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.cli.console import console
 from bench.errors import EXIT_DONE, BadInput
 
 if TYPE_CHECKING:
@@ -18,18 +19,45 @@ if TYPE_CHECKING:
 @click.command("roofline")
 @click.argument("model")
 @click.option("--gpu", default=None, help="Device by catalogue name; may be left out with --kernels.")
-@click.option("--kernels", type=click.Path(exists=True, path_type=Path), default=None, help="Ceilings measured by `bench kernels`: a folder under results/kernels/.")
+@click.option(
+    "--kernels",
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="Ceilings measured by `bench kernels`: a folder under results/kernels/.",
+)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Requests that decode together.")
 @click.option("--isl", type=click.IntRange(1), default=1024, show_default=True, help="Input tokens of a request.")
 @click.option("--osl", type=click.IntRange(1), default=1024, show_default=True, help="Output tokens of a request.")
 @click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="tensor_parallel_size.")
-@click.option("--pp", type=click.IntRange(1), default=1, show_default=True, help="pipeline_parallel_size; the first stage is shown.")
+@click.option(
+    "--pp",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="pipeline_parallel_size; the first stage is shown.",
+)
 @click.option("--expert-parallel", is_flag=True, help="Divide whole experts over the GPUs.")
 @click.option("--quantization", default=None, help="Weight format  [default: the checkpoint's]")
 @click.option("--kv-cache-dtype", default=None, help="auto or fp8.")
-@click.option("--max-num-batched-tokens", type=click.IntRange(1), default=8192, show_default=True, help="Tokens of the prefill step.")
-@click.option("--step-ms", type=click.FloatRange(0, min_open=True), default=None, help="Measured milliseconds of the decode step (a TPOT): its MFU and MBU.")
-@click.option("--results", type=click.Path(path_type=Path), default=None, help="Lay the cells of results/runs/<experiment> on the picture.")
+@click.option(
+    "--max-num-batched-tokens",
+    type=click.IntRange(1),
+    default=8192,
+    show_default=True,
+    help="Tokens of the prefill step.",
+)
+@click.option(
+    "--step-ms",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="Measured milliseconds of the decode step (a TPOT): its MFU and MBU.",
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Lay the cells of results/runs/<experiment> on the picture.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Picture to write (PNG and SVG).")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
 def command(
@@ -62,13 +90,19 @@ def command(
     if out is not None:
         from bench.report.roofline_picture import draw_roofline
 
-        title = f"{arch.name}, TP {tp}, {arch.quant(quantization).name} on {ceilings.name}: batch {batch}, {isl:,}/{osl:,}"
+        title = (
+            f"{arch.name}, TP {tp}, {arch.quant(quantization).name} on {ceilings.name}: batch {batch}, {isl:,}/{osl:,}"
+        )
         written = draw_roofline(ceilings, dtypes, {k: v.ops for k, v in steps.items()}, points, title, out)
     if as_json:
         data = _json(arch, ceilings, steps, shapes, dtypes, points, written)
         if step_ms is not None:
             decode, time_s = steps["decode"], step_ms / 1e3
-            data["measured_decode_step"] = {"time_s": time_s, "mfu_ratio": decode.mfu(time_s, dtypes[0]), "mbu_ratio": decode.mbu(time_s)}
+            data["measured_decode_step"] = {
+                "time_s": time_s,
+                "mfu_ratio": decode.mfu(time_s, dtypes[0]),
+                "mbu_ratio": decode.mbu(time_s),
+            }
         click.echo(json.dumps(data, indent=1))
         return EXIT_DONE
     _print(arch, ceilings, steps, shapes, dtypes, tp)
@@ -140,26 +174,36 @@ def _json(
             "measured": sorted(ceilings.measured),
         },
         "steps": {
-            phase: {**_step_numbers(step, shapes[phase], dtypes[0]), "mfu_dtype": dtypes[0], "ops": [op_row(o) for o in step.ops]}
+            phase: {
+                **_step_numbers(step, shapes[phase], dtypes[0]),
+                "mfu_dtype": dtypes[0],
+                "ops": [op_row(o) for o in step.ops],
+            }
             for phase, step in steps.items()
         },
-        "cells": [{**{n: getattr(p, n) for n in p.__slots__}, "flops_per_byte": p.intensity_flops_per_byte} for p in points],
+        "cells": [
+            {**{n: getattr(p, n) for n in p.__slots__}, "flops_per_byte": p.intensity_flops_per_byte} for p in points
+        ],
         "pictures": [str(p) for p in written],
     }
 
 
 def _print(
-    arch: ModelArch, ceilings: Ceilings, steps: dict[str, StepRoofline], shapes: dict[str, StepShape], dtypes: list[str], tp: int
+    arch: ModelArch,
+    ceilings: Ceilings,
+    steps: dict[str, StepRoofline],
+    shapes: dict[str, StepShape],
+    dtypes: list[str],
+    tp: int,
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from bench.units import bytes_text, duration_text, si
 
-    console = Console(highlight=False)
+    out = console()
     link = f", link {si(ceilings.link(tp), 'B/s')}" if ceilings.link(tp) else ""
     peaks = ", ".join(f"{d} {si(ceilings.peak(d), 'FLOP/s')}" for d in dtypes)
-    console.print(
+    out.print(
         f"[bold]{arch.name}[/bold] on {ceilings.name}, one of {tp} rank(s). Ceilings ({ceilings.source}): {peaks}, "
         f"memory {si(ceilings.memory_bytes_per_s, 'B/s')}{link}"
     )
@@ -179,9 +223,9 @@ def _print(
                 duration_text(o.time_s), f"{100 * o.time_s / total:.1f} %", f"{100 * o.mfu_ratio:.0f} %" if op.flops else "",
                 f"{100 * o.mbu_ratio:.0f} %", o.bound,
             )  # fmt: skip
-        console.print(table)
+        out.print(table)
         n = _step_numbers(step, shape, dtypes[0])
-        console.print(
+        out.print(
             f"Least time {duration_text(total)}, at most {n['tokens_per_s']:,.0f} tokens/s; MFU {100 * n['mfu_ratio']:.0f} % of "
             f"{dtypes[0]}, MBU {100 * n['mbu_ratio']:.0f} %; time bound by memory {100 * n['memory_bound_ratio']:.0f} %, compute "
             f"{100 * n['compute_bound_ratio']:.0f} %, link {100 * n['link_bound_ratio']:.0f} %."
@@ -197,4 +241,7 @@ def _print_measured(step: StepRoofline, time_s: float, dtype: str) -> None:
         f"{100 * step.mfu(time_s, dtype):.1f} % of {dtype}, MBU {100 * step.mbu(time_s):.0f} %."
     )
     if time_s < step.time_s * 0.98:
-        click.echo("That is faster than the ceilings allow: check the batch, the lengths, the parallel layout and the device.", err=True)
+        click.echo(
+            "That is faster than the ceilings allow: check the batch, the lengths, the parallel layout and the device.",
+            err=True,
+        )

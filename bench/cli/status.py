@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bench.cli.console import console
 from bench.errors import EXIT_DONE
 
 
@@ -94,7 +95,6 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _print_experiments(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("experiment", "cells", "runs complete", "failed", "running now", "cells skipped")
@@ -103,11 +103,10 @@ def _print_experiments(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             r["experiment"], str(r["cells"]), done, str(r["failed"]), str(r["running"]), str(r["skipped_cells"])
         )
-    Console().print(table)
+    console().print(table)
 
 
 def _print_cells(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("cell", "complete", "missing", "failed", "interrupted", "note")
@@ -120,7 +119,7 @@ def _print_cells(rows: list[dict[str, Any]]) -> None:
             note = f"{r['running']} running now. {note}"
         done = f"{r['complete']}/{r['repeats']}"
         table.add_row(r["cell_id"], done, str(r["missing"]), str(r["failed"]), str(r["interrupted"]), str(note)[:160])
-    Console().print(table)
+    console().print(table)
     missing = sum(r.get("missing", 0) for r in rows)
     if missing:
         click.echo(f"{missing} runs missing: `bench run` with the experiment file continues with them")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import click
 
+from bench.cli.console import console
 from bench.errors import EXIT_DONE
 
 
@@ -62,14 +62,13 @@ def command(experiment: str, as_json: bool) -> int:
 
 
 def _print(experiment: Any, rows: list[dict[str, Any]], num_missing: int, about_s: float) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from bench.units import duration_text
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(Text.assemble((experiment.name, "bold"), f": {experiment.why}"))
+    out = console()
+    out.print(Text.assemble((experiment.name, "bold"), f": {experiment.why}"))
     reasons = {r: chr(ord("a") + i % 26) for i, r in enumerate(dict.fromkeys(r["reason"] for r in rows if r["reason"]))}
     axes = list(dict.fromkeys(a for r in rows for a in r["axes"]))
     table = Table("cell", *axes, "runs", "here")
@@ -77,12 +76,12 @@ def _print(experiment: Any, rows: list[dict[str, Any]], num_missing: int, about_
         values = [_short(r["axes"].get(a, "")) for a in axes]
         here = Text("yes", style="green") if r["runs_here"] else Text(f"no ({reasons[r['reason']]})", style="yellow")
         table.add_row(r["cell_id"], *values, f"{r['complete']}/{r['repeats']}", here)
-    console.print(table)
+    out.print(table)
     for reason, letter in reasons.items():
-        console.print(f"({letter}) {reason}", markup=False)
+        out.print(f"({letter}) {reason}", markup=False)
     skipped = sum(not r["runs_here"] for r in rows)
     text = f"{len(rows)} cells, {skipped} of them cannot run here; {num_missing} runs missing"
-    console.print(text + (f", about {duration_text(about_s)} (a rough guess)" if num_missing else ""))
+    out.print(text + (f", about {duration_text(about_s)} (a rough guess)" if num_missing else ""))
 
 
 def _short(value: Any) -> str:
