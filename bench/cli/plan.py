@@ -14,6 +14,7 @@ from bench.errors import EXIT_DONE, BadInput
 
 if TYPE_CHECKING:
     from bench.config.demand import Demand
+    from bench.decide.capacity import Verdict
     from bench.decide.plan import Plan, SizedFleet
 
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @click.argument("demand", required=False)
 @click.option("--model", default="llama-3.1-8b", show_default=True, help="Model: catalogue name, path or hub id.")
 @click.option("--rate", type=float, help="Requests per second at the peak.")
+@click.option("--trace", type=click.Path(), help="A request trace instead of --rate, --isl and --osl.")
+@click.option("--growth", type=float, default=0.0, show_default=True, help="Growth a month, e.g. 0.1 for 10 %.")
+@click.option("--horizon", type=int, default=0, show_default=True, help="Months ahead to size the fleet for.")
 @click.option("--mean-rate", type=float, help="Requests per second on average [default: the peak, all day].")
 @click.option(
     "--isl", type=int, default=1000, show_default=True, help="Prompt tokens (a demand file takes distributions)."
@@ -95,6 +99,9 @@ def _load(name_or_path: str) -> Demand:
 def _quick(
     model: str,
     rate: float | None,
+    trace: str | None,
+    growth: float,
+    horizon: int,
     mean_rate: float | None,
     isl: int,
     osl: int,
@@ -112,8 +119,8 @@ def _quick(
     from bench.catalog.hardware import load_hardware
     from bench.config.demand import Demand
 
-    if rate is None:
-        raise BadInput("give a demand file, or --rate", next_step="for example `bench plan --rate 50`")
+    if rate is None and trace is None:
+        raise BadInput("give a demand file, --rate or --trace", next_step="for example `bench plan --rate 50`")
     names = [n.strip() for g in gpus for n in g.split(",") if n.strip()] or [
         "A100-80-SXM",
         "H100-SXM",
@@ -138,8 +145,11 @@ def _quick(
         "model": model,
         "peak_rate_per_s": rate,
         "mean_rate_per_s": mean_rate,
-        "isl": isl,
-        "osl": osl,
+        "isl": isl if trace is None else None,
+        "osl": osl if trace is None else None,
+        "trace": trace,
+        "growth_per_month": growth,
+        "horizon_months": horizon,
         "slo": slo,
         "spare_replicas": spares,
         "zones": zones,
@@ -188,6 +198,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "why_runner_up_lost": plan.why_runner_up_lost,
         "sensitivity": asdict(plan.flips) if plan.flips else None,
         "warnings": [asdict(w) for w in plan.warnings],
+        "load_source": plan.load_source,
+        "growth": [asdict(s) for s in plan.stages],
+        "risks_at_peak": {name: asdict(v) for name, v in plan.risks},
     }
 
 
@@ -280,11 +293,29 @@ def _print(plan: Plan) -> None:
         say(f"runner-up: {plan.why_runner_up_lost}")
     for line in flip_lines(plan):
         say(line)
+    for name, v in plan.risks:
+        say(risk_text(name, v))
+    if plan.stages:
+        now, then = plan.stages[0], plan.stages[-1]
+        say(
+            f"growth of {plan.demand.growth_per_month:.0%} a month: {now.num_replicas} replicas "
+            f"({usd_text(now.usd_per_month)} a month) now, {then.num_replicas} ({usd_text(then.usd_per_month)}) in "
+            f"{then.month} months; fleets above are sized for the latter"
+        )
     for x in plan.lost:
         say(f"not in the list: {x.name}: {x.reason}")
     say(f"price: {plan.fleets[0].usd_per_gpu_hour:.2f} $/GPU-h, {plan.fleets[0].price_source}; a month is 720 hours")
     for w in plan.warnings:
         say(f"{w.severity}: {w.message}; {w.remedy}")
+
+
+def risk_text(name: str, v: Verdict) -> str:
+    """What the peak does to the winner with some replicas lost, in one line."""
+    wait = "∞" if v.wait_p99_s == float("inf") else f"{v.wait_p99_s * 1e3:,.0f} ms"
+    return (
+        f"at the peak, {name}: SLO {'met' if v.met else 'MISSED'}; {1 - v.good_ratio:.1%} of requests over a limit, "
+        f"{v.waited_ratio:.1%} queue for longer than 0.1 s, queue p99 {wait} (SIMULATED)"
+    )
 
 
 def flip_lines(plan: Plan) -> list[str]:

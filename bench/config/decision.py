@@ -33,10 +33,38 @@ class FineTuneSpec(Spec):
     num_adapters_sharing: PositiveInt = 1
 
 
-class SelfHostSpec(Spec):
-    """One way to host the model. Throughput is typed in, or comes from results (measured or simulated).
+class SimulateSpec(Spec):
+    """What to simulate on the option's GPUs where nothing was measured: one replica at rising concurrency."""
 
-    The price is one of ``usd_per_gpu_hour``, ``price`` (a name in ``configs/prices/``) and ``owned``.
+    model: str
+    isl: PositiveInt = 1000
+    osl: PositiveInt = 300
+    quantization: str | None = None
+    concurrencies: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8, 16, 32, 64, 128, 256), min_length=1)
+    at_concurrency: PositiveInt | None = None  # the throughput that counts; default: the highest of the curve
+    profile: str | None = None  # a calibration on your own runs (bench calibrate)
+
+    @model_validator(mode="after")
+    def _on_the_curve(self) -> SimulateSpec:
+        if self.at_concurrency is not None and self.at_concurrency not in self.concurrencies:
+            raise ValueError(f"at_concurrency {self.at_concurrency} is not among concurrencies")
+        return self
+
+
+class ApiSpec(Spec):
+    """An API by name with how it is used: in batches at the batch price, with a share of cached input of its own."""
+
+    name: str = Field(min_length=1)
+    batch: bool = False
+    cached_input: float | None = Field(default=None, ge=0, le=1)  # share of the input; default: the decision's
+
+
+class SelfHostSpec(Spec):
+    """One way to host the model. Throughput is typed in, comes from results (measured, simulated or imported), or is
+    simulated here; beside a typed-in throughput ``simulate`` draws the curve alone.
+
+    The price is one of ``usd_per_gpu_hour``, ``price`` (a name in ``configs/prices/``: rented, reserved, spot, or an
+    API provider's dedicated endpoint) and ``owned``.
     """
 
     name: str = Field(min_length=1)
@@ -54,16 +82,34 @@ class SelfHostSpec(Spec):
     min_replicas: PositiveInt = 1
     peak_to_mean: PositiveFloat = 1.0
     max_utilisation: Ratio = 1.0
+    whole_hours: bool = False  # by_hour: a started hour is paid in full
     fixed_usd_per_month: NonNegativeFloat = 0.0
     fine_tune: FineTuneSpec | None = None
+    simulate: SimulateSpec | None = None
 
     @model_validator(mode="after")
     def _one_of_each(self) -> SelfHostSpec:
         prices = [self.usd_per_gpu_hour, self.price, self.owned]
         if sum(p is not None for p in prices) != 1:
             raise ValueError(f"option {self.name}: give exactly one of usd_per_gpu_hour, price and owned")
-        if (self.tokens_per_s is None) == (self.results is None):
+        if self.tokens_per_s is not None and self.results is not None:
             raise ValueError(f"option {self.name}: give either tokens_per_s or results")
+        if self.tokens_per_s is None and self.results is None and self.simulate is None:
+            raise ValueError(f"option {self.name}: give tokens_per_s, results or simulate")
+        if self.results is None and self.cell is not None:
+            raise ValueError(f"option {self.name}: cell names a cell of results, and there are none")
+        if self.tokens_per_s is None and self.tokens_per_s_low is not None:
+            raise ValueError(f"option {self.name}: tokens_per_s_low belongs to a typed-in tokens_per_s")
+        if self.owned is not None and self.billing == "by_hour":
+            raise ValueError(f"option {self.name}: owned GPUs cost money around the clock, not by_hour")
+        if self.whole_hours and self.billing != "by_hour":
+            raise ValueError(f"option {self.name}: whole_hours goes with billing: by_hour")
+        if self.billing == "by_hour" and (self.min_replicas > 1 or self.peak_to_mean > 1):
+            raise ValueError(
+                f"option {self.name}: min_replicas and peak_to_mean size a fleet around the clock, not by_hour"
+            )
+        if self.peak_to_mean < 1:
+            raise ValueError(f"option {self.name}: a peak is at least the mean, got peak_to_mean {self.peak_to_mean:g}")
         low, high = self.tokens_per_s_low, self.tokens_per_s_high
         if (low is None) != (high is None):
             raise ValueError(f"option {self.name}: give tokens_per_s_low and tokens_per_s_high together")
@@ -81,7 +127,7 @@ class Decision(Spec):
     cached_input: float = Field(default=0.0, ge=0, le=1)
     volumes: tuple[str | int | float, ...] = Field(default=("10M", "100M", "1B"), min_length=1)
     options: tuple[SelfHostSpec, ...] = Field(min_length=1)
-    apis: tuple[str, ...] = Field(min_length=1)
+    apis: tuple[str | ApiSpec, ...] = Field(min_length=1)
     prices: tuple[str, ...] = ()  # price files of your own; their rows replace the catalogue's of the same id
 
     @model_validator(mode="before")

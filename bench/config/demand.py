@@ -31,17 +31,21 @@ class Demand(Spec):
     """A whole demand file for `bench plan`.
 
     ``hourly`` is the shape of a day: 24 numbers in proportion to the load of each hour; their largest stands for
-    ``peak_rate_per_s``. Without it, ``mean_rate_per_s`` (default: the peak all day) sets the month's volume.
+    ``peak_rate_per_s``. Without it, ``mean_rate_per_s`` (default: the peak all day) sets the month's volume. A ``trace``
+    takes the place of all rates and lengths. Growth compounds monthly; fleets are sized for the horizon.
     """
 
     name: str = Field(default="plan", pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)
     why: str = "the cheapest fleet that meets the SLO at the peak"
     model: str
-    peak_rate_per_s: PositiveFloat
+    peak_rate_per_s: PositiveFloat | None = None
     mean_rate_per_s: PositiveFloat | None = None
     hourly: tuple[NonNegativeFloat, ...] | None = None
-    isl: LengthSpec
-    osl: LengthSpec
+    isl: LengthSpec | None = None
+    osl: LengthSpec | None = None
+    trace: str | None = None  # a request trace (Mooncake, Bailian, BurstGPT, Azure) instead of rates and lengths
+    trace_time_scale: PositiveFloat = 1.0  # stretches the trace's times: 0.5 doubles its rates
+    peak_window_s: PositiveFloat = 60.0  # the trace's peak is that of its busiest window of this length
     slo: str
     candidates: tuple[CandidateSpec, ...] = Field(min_length=1)
     growth_per_month: Annotated[float, Field(ge=-0.5, le=1.0)] = 0.0
@@ -54,6 +58,14 @@ class Demand(Spec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Demand:
+        typed = (self.peak_rate_per_s, self.isl, self.osl)
+        if self.trace is None and None in typed:
+            raise ValueError("give peak_rate_per_s, isl and osl, or a trace")
+        others = (*typed, self.mean_rate_per_s, self.hourly)
+        if self.trace is not None and any(v is not None for v in others):
+            raise ValueError("a trace brings its own rates and lengths: leave out peak_rate_per_s, hourly, isl and osl")
+        if self.growth_per_month and not self.horizon_months:
+            raise ValueError("growth_per_month needs horizon_months: how far ahead to plan")
         if self.hourly is not None:
             if len(self.hourly) != 24:
                 raise ValueError(f"hourly: expected 24 numbers, one an hour, got {len(self.hourly)}")
@@ -61,7 +73,7 @@ class Demand(Spec):
                 raise ValueError("hourly: at least one hour must have load")
             if self.mean_rate_per_s is not None:
                 raise ValueError("give hourly or mean_rate_per_s, not both")
-        if self.mean_rate_per_s is not None and self.mean_rate_per_s > self.peak_rate_per_s:
+        if self.mean_rate_per_s and self.peak_rate_per_s and self.mean_rate_per_s > self.peak_rate_per_s:
             raise ValueError(
                 f"mean_rate_per_s ({self.mean_rate_per_s:g}) is above peak_rate_per_s ({self.peak_rate_per_s:g})"
             )

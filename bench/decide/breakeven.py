@@ -49,11 +49,15 @@ def crossing(option: SelfHost, usd_per_token: float) -> Crossing:
         return Crossing(None, None, None)
     if option.billing == "by_hour":
         return _crossing_of_line(option, usd_per_token)
-    a, c, k = usd_per_token, option.usd_per_replica_month, option.capacity_tokens_per_month
-    fixed, least = option.fixed_usd_per_month, option.min_replicas
-    gain = a * k - c  # what a full replica saves in a month
+    a, fixed = usd_per_token, option.fixed_usd_per_month
+    return _on_stairs(a, option.usd_per_replica_month, option.capacity_tokens_per_month, fixed, option.min_replicas)
+
+
+def _on_stairs(a: float, c: float, k: float, fixed: float, least: int) -> Crossing:
+    """The algebra of the module's text: ``c`` dollars and ``k`` tokens a stair, at least ``least`` stairs."""
+    gain = a * k - c  # what a full stair saves
     if gain <= 0 and not (c == 0 and fixed == 0):
-        # the first stair alone may still pay when the minimum is more than one replica's worth: no, it costs m C <= m a K
+        # the first stair alone may still pay when the minimum is more than one stair's worth: no, it costs m C <= m a K
         return Crossing(None, None, None)
     first_n = max(least, math.ceil(_safe(fixed, gain)))
     first = max((fixed + first_n * c) / a, k * (first_n - 1) if first_n > least else 0.0)
@@ -69,17 +73,18 @@ def _safe(numerator: float, denominator: float) -> float:
 
 
 def _crossing_of_line(option: SelfHost, usd_per_token: float) -> Crossing:
-    """By the hour self-hosting costs F + V s with s dollars per token: it crosses at F / (a - s), or never."""
-    from bench.units import S_PER_HOUR
+    """By the hour self-hosting costs F + V s with s dollars per token: it crosses at F / (a - s), or never.
 
-    rate = option.tokens_per_s.value * S_PER_HOUR * option.max_utilisation_ratio
-    per_token = option.usd_per_replica_hour / rate
+    Where a started hour is paid in full the line is a staircase of hours.
+    """
+    hour_usd, hour_tokens = option.usd_per_replica_hour, option.tokens_per_paid_hour
+    if option.whole_hours:
+        share = option.num_sharing
+        return _on_stairs(usd_per_token, hour_usd / share, hour_tokens / share, option.fixed_usd_per_month, 1)
+    per_token = hour_usd / hour_tokens
     if per_token >= usd_per_token:
         return Crossing(None, None, None)
     volume = option.fixed_usd_per_month / (usd_per_token - per_token)
-    if option.whole_hours:
-        # a started hour is paid in full: the first hour must be earned, later ones are checked at each hour's start
-        volume = max(volume, (option.fixed_usd_per_month + option.usd_per_replica_hour) / usd_per_token)
     return Crossing(volume, volume, 1)
 
 

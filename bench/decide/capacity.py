@@ -38,6 +38,8 @@ _MAX_DOUBLINGS = 18
 _BRACKET_REQUESTS = 400
 _FIRST_RATE = 8.0
 _LEAST_RATE = 0.01
+#: A wait in the engine's queue that counts as one: below it nobody notices.
+NOTICEABLE_WAIT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,8 @@ class Verdict:
     values: dict[str, float]  # limit's text -> simulated seconds
     good_ratio: float  # share of requests within every limit
     output_tokens_per_s: float
+    waited_ratio: float = 0.0  # share of requests that waited in the queue for longer than NOTICEABLE_WAIT_S
+    wait_p99_s: float = 0.0
 
 
 def judge(result: SimResult, slo: Slo, after_s: float, stretch: float = 1.0) -> Verdict:
@@ -195,7 +199,10 @@ def judge(result: SimResult, slo: Slo, after_s: float, stretch: float = 1.0) -> 
     if slo.min_ratio is not None and ratio < slo.min_ratio:
         worst = max(worst, 1.0 + (slo.min_ratio - ratio))
     span = float(last.max() - due.min()) if len(ok) else math.inf
-    return Verdict(worst <= 1.0, worst, values, ratio, float(out.sum()) / span)
+    wait = np.nan_to_num(result.scheduled_s[counted] - result.queued_s[counted], nan=np.inf)
+    waited = float((wait > NOTICEABLE_WAIT_S).mean()) if len(counted) else 0.0
+    wait_p99 = float(np.percentile(wait, 99, method="higher")) if len(counted) else 0.0
+    return Verdict(worst <= 1.0, worst, values, ratio, float(out.sum()) / span, waited, wait_p99)
 
 
 def run_fleet(

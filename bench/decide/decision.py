@@ -8,16 +8,20 @@ from typing import Any
 
 from bench.analysis.efficiency import hardware_of
 from bench.analysis.summary import Summary, summarise_cell
-from bench.catalog.hardware import load_hardware
+from bench.catalog.hardware import Hardware, load_hardware
+from bench.catalog.model import load_model
 from bench.catalog.prices import ApiPrice, GpuPrice, PriceBook, load_prices
 from bench.catalog.yaml_source import catalogue_files, load_yaml, looks_like_path, unknown_name, validate
-from bench.config.decision import Decision, OwnedSpec, SelfHostSpec
+from bench.config.decision import ApiSpec, Decision, OwnedSpec, SelfHostSpec
+from bench.decide.batching import SpeedCurve, SpeedPoint, batch_curve
 from bench.decide.breakeven import BreakEven, break_even
+from bench.decide.capacity import ReplicaSpec
 from bench.decide.options import ApiOption, Mix, SelfHost, parse_volume
 from bench.decide.ownership import FineTune, HourParts, Owned, owned_hour
 from bench.errors import BadInput, StoreError
 from bench.records import Estimate, Warning_
 from bench.runner.results import experiment_folder, read_plan
+from bench.sim.profile import load_profile
 from bench.store import list_cells, list_runs
 
 
@@ -30,6 +34,8 @@ class ResolvedOption:
     rate_source: str
     hour_parts: HourParts | None = None  # for owned hardware
     fine_tune: FineTune | None = None
+    curve: SpeedCurve | None = None  # throughput against speed per user
+    prefill_time_ratio: float | None = None  # at the throughput that counts, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +76,39 @@ def compare(decision: Decision) -> Compared:
     mix = Mix.parse(decision.mix, decision.cached_input)
     volumes = tuple(sorted(parse_volume(str(v)) for v in decision.volumes))
     options = tuple(resolve(spec, book, mix) for spec in decision.options)
-    apis = tuple(ApiOption(book.api_price(name)) for name in decision.apis)
+    apis = tuple(_api(a, book) for a in decision.apis)
     pairs = tuple(break_even(o.option, a, mix) for o in options for a in apis)
     used: list[Any] = [a.price for a in apis]
     used += [book.gpu_price(s.price, s.gpu) for s in decision.options if s.price is not None]
-    warnings = tuple(book.warnings(used)) + tuple(_doubts(options))
+    warnings = tuple(book.warnings(used)) + tuple(_doubts(options, mix))
     return Compared(decision.name, decision.why, mix, volumes, options, apis, pairs, warnings)
 
 
-def _doubts(options: tuple[ResolvedOption, ...]) -> list[Warning_]:
+def _api(spec: str | ApiSpec, book: PriceBook) -> ApiOption:
+    """An API of the file. Raises BadInput: unknown, or asked for a batch price that it does not list."""
+    if isinstance(spec, str):
+        return ApiOption(book.api_price(spec))
+    price = book.api_price(spec.name)
+    if spec.batch and price.batch_discount_ratio is None:
+        raise BadInput("lists no batch discount", where=f"api {spec.name}", next_step="leave batch out")
+    return ApiOption(price, spec.batch, spec.cached_input)
+
+
+def _doubts(options: tuple[ResolvedOption, ...], mix: Mix) -> list[Warning_]:
     """What the throughputs rest on, one line per kind of doubt."""
     out = []
     for origin in dict.fromkeys(o.option.origin for o in options if o.option.origin != "measured"):
         names = ", ".join(o.option.name for o in options if o.option.origin == origin)
         text = f"throughput is {origin}, not measured: {names}"
         out.append(Warning_(origin, text, "measure it with `bench run` on that GPU"))
+    for o in options:
+        point = o.curve.best if o.curve is not None and o.option.origin != "assumed" else None
+        if point is None:
+            continue
+        share = 1 - point.output_tokens_per_s.value / point.total_tokens_per_s.value
+        if abs(share - mix.input_ratio) > 0.1:
+            text = f"{o.option.name}: its throughput is at {share:.0%} input tokens, the comparison at {mix.input_ratio:.0%}"
+            out.append(Warning_("other-mix", text, "measure or simulate at the lengths of your own requests"))
     bare = ", ".join(o.option.name for o in options if o.option.tokens_per_s.low is None)
     if bare:
         text = f"throughput has no interval, so neither has the break-even: {bare}"
@@ -94,14 +118,16 @@ def _doubts(options: tuple[ResolvedOption, ...]) -> list[Warning_]:
 
 def resolve(spec: SelfHostSpec, book: PriceBook, mix: Mix) -> ResolvedOption:
     """One option of the file with its numbers. See :class:`bench.config.decision.SelfHostSpec`."""
-    gpu = load_hardware(spec.gpu).name
-    usd, price_source, parts = _price(spec, book, gpu)
-    rate, rate_source, origin = _rate(spec, gpu)
+    hardware = load_hardware(spec.gpu)
+    usd, price_source, parts = _price(spec, book, hardware.name)
+    curve = _simulated(spec, hardware) if spec.simulate is not None else None
+    rate, rate_source, origin, prefill = _rate(spec, hardware.name, curve)
+    if spec.results is not None:
+        curve = _measured_curve(spec, hardware.name) or curve
     fine_tune = FineTune(**spec.fine_tune.model_dump()) if spec.fine_tune else None
-    fixed = spec.fixed_usd_per_month + (fine_tune.usd_per_month if fine_tune else 0.0)
     option = SelfHost(
         name=spec.name,
-        gpu=gpu,
+        gpu=hardware.name,
         num_gpus=spec.num_gpus,
         usd_per_gpu_hour=usd,
         tokens_per_s=rate,
@@ -110,9 +136,44 @@ def resolve(spec: SelfHostSpec, book: PriceBook, mix: Mix) -> ResolvedOption:
         min_replicas=spec.min_replicas,
         peak_to_mean=spec.peak_to_mean,
         max_utilisation_ratio=spec.max_utilisation,
-        fixed_usd_per_month=fixed,
+        fixed_usd_per_month=spec.fixed_usd_per_month + (fine_tune.usd_per_month if fine_tune else 0.0),
+        whole_hours=spec.whole_hours,
+        num_sharing=fine_tune.num_adapters_sharing if fine_tune else 1,
     )
-    return ResolvedOption(option, price_source, rate_source, parts, fine_tune)
+    return ResolvedOption(option, price_source, rate_source, parts, fine_tune, curve, prefill)
+
+
+def _simulated(spec: SelfHostSpec, hardware: Hardware) -> SpeedCurve:
+    s = spec.simulate
+    assert s is not None
+    profile = load_profile(Path(s.profile)) if s.profile else None
+    replica = ReplicaSpec(hardware, load_model(s.model), spec.num_gpus, s.quantization, profile=profile)
+    return batch_curve(replica, s.isl, s.osl, s.concurrencies)
+
+
+def _measured_curve(spec: SelfHostSpec, gpu: str) -> SpeedCurve | None:
+    """All cells of the results on as many GPUs, by speed per user."""
+    assert spec.results is not None
+    points, origins = [], set()
+    for s in summaries(results_folder(spec.results)):
+        device, e = hardware_of(s.facts), s.estimates
+        user = e.get("output_tokens_per_s_per_user")
+        if device is None or device.name != gpu or s.facts.num_gpus not in (0, spec.num_gpus) or user is None:
+            continue
+        level = s.facts.level[1] if s.facts.level else float("nan")
+        share = e.get("prefill_time_ratio")
+        points.append(
+            SpeedPoint(
+                float(level),
+                e["total_tokens_per_s"],
+                e["output_tokens_per_s"],
+                user.value,
+                share.value if share else None,
+            )
+        )
+        origins.add(s.origin)
+    points.sort(key=lambda p: -p.output_tokens_per_s_per_user)
+    return SpeedCurve(tuple(points), " and ".join(sorted(origins)), f"cells of {spec.results}") if points else None
 
 
 def _price(spec: SelfHostSpec, book: PriceBook, gpu: str) -> tuple[float, str, HourParts | None]:
@@ -137,7 +198,8 @@ def offer_text(offer: GpuPrice | ApiPrice) -> str:
     return f"{offer.provider}, {offer.source}, {offer.as_of}"
 
 
-def _rate(spec: SelfHostSpec, gpu: str) -> tuple[Estimate, str, str]:
+def _rate(spec: SelfHostSpec, gpu: str, curve: SpeedCurve | None) -> tuple[Estimate, str, str, float | None]:
+    """(tokens/s, where from, origin, share of time in prefill)."""
     if spec.tokens_per_s is not None:
         rate = Estimate(
             spec.tokens_per_s,
@@ -147,8 +209,17 @@ def _rate(spec: SelfHostSpec, gpu: str) -> tuple[Estimate, str, str]:
             num_runs=0,
             unit="tokens/s",
         )
-        return rate, "typed in", "assumed"
-    assert spec.results is not None
+        return rate, "typed in", "assumed", None
+    if spec.results is None:
+        assert curve is not None and spec.simulate is not None
+        at = spec.simulate.at_concurrency
+        point = next((p for p in curve.points if p.concurrency == at), curve.best)
+        return (
+            point.total_tokens_per_s,
+            f"{curve.source}, concurrency {point.concurrency:g}",
+            "simulated",
+            point.prefill_time_ratio,
+        )
     summary = best_cell(results_folder(spec.results), spec.cell)
     hardware = hardware_of(summary.facts)
     if hardware is None or hardware.name != gpu:
@@ -164,7 +235,9 @@ def _rate(spec: SelfHostSpec, gpu: str) -> tuple[Estimate, str, str]:
             next_step="set num_gpus to the former, or choose another cell",
         )
     rate = summary.estimates["total_tokens_per_s"]
-    return rate, f"{summary.experiment}, cell {summary.cell_id}, {rate.num_runs} runs", summary.origin
+    prefill = summary.estimates.get("prefill_time_ratio")
+    source = f"{summary.experiment}, cell {summary.cell_id}, {rate.num_runs} runs"
+    return rate, source, summary.origin, prefill.value if prefill else None
 
 
 def results_folder(name_or_path: str) -> Path:

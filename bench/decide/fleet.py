@@ -128,10 +128,14 @@ class Rival:
     zones: int
     headroom: float
 
+    def num_replicas(self, peak_per_s: float, capacity_factor: float = 1.0) -> int:
+        """Replicas for a peak, redundancy included."""
+        serving = replicas_for(peak_per_s, self.capacity_per_s * capacity_factor, self.headroom)
+        return with_redundancy(serving, self.spare_replicas, self.zones)
+
     def usd_per_month(self, peak_per_s: float, price_factor: float = 1.0, capacity_factor: float = 1.0) -> float:
         """Dollars per month of the fleet for a peak, with price and capacity scaled."""
-        serving = replicas_for(peak_per_s, self.capacity_per_s * capacity_factor, self.headroom)
-        total = with_redundancy(serving, self.spare_replicas, self.zones)
+        total = self.num_replicas(peak_per_s, capacity_factor)
         return total * self.usd_per_replica_hour * price_factor * HOURS_PER_MONTH
 
 

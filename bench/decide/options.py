@@ -71,10 +71,17 @@ class ApiOption:
 
     price: ApiPrice
     batch: bool = False
+    cached_ratio: float | None = None  # share of the input that this API bills as cached; None: the mix's
 
     @property
     def name(self) -> str:
-        return f"{self.price.provider} {self.price.model}" + (" (batch)" if self.batch else "")
+        notes = ["batch"] if self.batch else []
+        notes += [f"{self.cached_ratio:.0%} cached"] if self.cached_ratio is not None else []
+        return f"{self.price.provider} {self.price.model}" + (f" ({', '.join(notes)})" if notes else "")
+
+    def cached_of(self, mix: Mix) -> float:
+        """Share of the input that is billed as cached."""
+        return mix.cached_ratio if self.cached_ratio is None else self.cached_ratio
 
     def usd_per_token(self, mix: Mix) -> float:
         """(i (1 - c) p_in + i c p_cached + o p_out) / 10^6, with i, o the shares of input and output, c the cached share."""
@@ -85,7 +92,7 @@ class ApiOption:
         if self.price.currency != "USD":
             raise BadInput(f"price {self.price.id} is in {self.price.currency}", next_step="give one in USD")
         tokens_in = volume_tokens * mix.input_ratio
-        cost = self.price.cost(tokens_in, volume_tokens - tokens_in, tokens_in * mix.cached_ratio, self.batch)
+        cost = self.price.cost(tokens_in, volume_tokens - tokens_in, tokens_in * self.cached_of(mix), self.batch)
         return cost.amount
 
 
@@ -93,6 +100,7 @@ class ApiOption:
 class SelfHost:
     """GPUs of one's own for one configuration: replicas of ``num_gpus`` GPUs that each serve ``tokens_per_s`` in all.
 
+    Volumes are those of one model; ``num_sharing`` LoRA adapters of equal volume share the replicas and their cost.
     ``tokens_per_s`` counts input and output together, at the mix it was measured (or simulated) at. ``peak_to_mean`` is
     the day's highest load over its mean: a fleet is sized for the peak. ``max_utilisation_ratio`` is the head-room that is
     left at the peak. ``billing``: ``around_clock`` pays for every hour of the month, ``by_hour`` only for hours in which
@@ -112,6 +120,7 @@ class SelfHost:
     fixed_usd_per_month: float = 0.0  # staff, hosting and the like that do not grow with the fleet
     whole_hours: bool = False
     hours_per_month: float = HOURS_PER_MONTH
+    num_sharing: int = 1  # adapters on the same replicas, this one included
 
     def __post_init__(self) -> None:
         where = f"option {self.name}"
@@ -119,8 +128,8 @@ class SelfHost:
             raise BadInput(f"expected tokens/s > 0, got {self.tokens_per_s.value}", where=where)
         if self.usd_per_gpu_hour < 0 or self.fixed_usd_per_month < 0:
             raise BadInput("expected prices >= 0", where=where, next_step="a refund is not a price")
-        if self.num_gpus < 1 or self.min_replicas < 1:
-            raise BadInput("expected at least one GPU and one replica", where=where)
+        if self.num_gpus < 1 or self.min_replicas < 1 or self.num_sharing < 1:
+            raise BadInput("expected at least one GPU, one replica and one adapter", where=where)
         if not (self.peak_to_mean >= 1 and math.isfinite(self.peak_to_mean)):
             raise BadInput(f"a peak is at least the mean, got peak/mean {self.peak_to_mean}", where=where)
         if not 0 < self.max_utilisation_ratio <= 1:
@@ -132,14 +141,14 @@ class SelfHost:
 
     @property
     def usd_per_replica_month(self) -> float:
-        """GPUs x $/GPU-hour x hours in the month."""
-        return self.usd_per_replica_hour * self.hours_per_month
+        """GPUs x $/GPU-hour x hours in the month / adapters that share it."""
+        return self.usd_per_replica_hour * self.hours_per_month / self.num_sharing
 
     @property
     def capacity_tokens_per_month(self) -> float:
-        """What one replica can serve of a month's volume: tokens/s x 3600 x hours x utilisation / (peak / mean)."""
+        """A replica's room for this model's volume: tokens/s x 3600 x hours x utilisation / (peak / mean) / adapters."""
         seconds = S_PER_HOUR * self.hours_per_month
-        return self.tokens_per_s.value * seconds * self.max_utilisation_ratio / self.peak_to_mean
+        return self.tokens_per_s.value * seconds * self.max_utilisation_ratio / self.peak_to_mean / self.num_sharing
 
     def num_replicas(self, volume_tokens: float) -> int:
         """Whole replicas: the larger of the minimum and volume / capacity, rounded up."""
@@ -148,11 +157,18 @@ class SelfHost:
         return max(self.min_replicas, need)
 
     def gpu_hours(self, volume_tokens: float) -> float:
-        """GPU-hours paid for in a month."""
+        """GPU-hours paid for in a month (this model's share of them)."""
         if self.billing == "around_clock":
-            return self.num_replicas(volume_tokens) * self.num_gpus * self.hours_per_month
-        hours = volume_tokens / (self.tokens_per_s.value * S_PER_HOUR * self.max_utilisation_ratio)
-        return (math.ceil(hours) if self.whole_hours else hours) * self.num_gpus
+            return self.num_replicas(volume_tokens) * self.num_gpus * self.hours_per_month / self.num_sharing
+        hours = volume_tokens / self.tokens_per_paid_hour
+        if self.whole_hours:
+            hours = math.ceil(hours * self.num_sharing * (1 - 1e-12)) / self.num_sharing
+        return hours * self.num_gpus
+
+    @property
+    def tokens_per_paid_hour(self) -> float:
+        """By the hour: what an hour of a replica serves, tokens/s x 3600 x utilisation."""
+        return self.tokens_per_s.value * S_PER_HOUR * self.max_utilisation_ratio
 
     def monthly_usd(self, volume_tokens: float) -> float:
         """GPU-hours x price + fixed. Around the clock this is a staircase in the volume, by the hour a line."""

@@ -28,16 +28,15 @@ from bench.decide.fleet import (
     FleetCost,
     Flips,
     Rival,
-    day_of_rates,
     fleet_cost,
     flips,
     replicas_for,
     with_redundancy,
 )
 from bench.decide.measured import measured_capacity
+from bench.decide.traffic import growth_factor, load_of
 from bench.errors import BadInput
 from bench.records import Warning_
-from bench.runner.schedules import length
 from bench.sim.profile import load_profile
 
 #: A check simulates this many requests at the peak, and at least this many seconds of it.
@@ -79,8 +78,18 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """The winning configuration at one month of the growth."""
+
+    month: int
+    peak_per_s: float
+    num_replicas: int
+    usd_per_month: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer of `bench plan`."""
+    """The answer of `bench plan`. Rates are those at the horizon."""
 
     demand: Demand
     slo: Slo
@@ -91,6 +100,9 @@ class Plan:
     why_runner_up_lost: str
     flips: Flips | None
     warnings: tuple[Warning_, ...]
+    load_source: str = ""
+    stages: tuple[Stage, ...] = ()  # empty without growth
+    risks: tuple[tuple[str, Verdict], ...] = ()  # the winner at the peak with ever fewer replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +121,11 @@ def make_plan(demand: Demand, progress: Callable[[str], None] = lambda text: Non
         miss and what to change).
     """
     slo, model = load_slo(demand.slo), load_model(demand.model)
-    traffic = Traffic(length(demand.isl), length(demand.osl), demand.seed)
+    _check_slo(slo)
+    today = load_of(demand)
+    load = today.grown(growth_factor(demand))
+    traffic, rates, peak = load.traffic, load.rates_per_s, load.peak_per_s
     book = load_prices()
-    growth = (1 + demand.growth_per_month) ** demand.horizon_months
-    peak = demand.peak_rate_per_s * growth
-    mean = None if demand.mean_rate_per_s is None else demand.mean_rate_per_s * growth
-    rates = day_of_rates(peak, mean, demand.hourly)
     priced = [_price(c, book) for c in demand.candidates]
     found, lost = _capacities(demand, priced, model, traffic, slo, progress)
     if not found:
@@ -144,7 +155,48 @@ def make_plan(demand: Demand, progress: Callable[[str], None] = lambda text: Non
         why_runner_up_lost=_why(checked),
         flips=flips(rivals[0], rivals[1:], peak) if len(rivals) > 1 else None,
         warnings=_warnings(checked[0]),
+        load_source=load.source,
+        stages=_stages(demand, rivals[0], today.peak_per_s),
+        risks=_risks(checked[0], traffic, peak, slo),
     )
+
+
+def _check_slo(slo: Slo) -> None:
+    """Refuse before anything is simulated what a simulation without per-token times cannot judge."""
+    for limit in slo.limits:
+        if limit.metric == "itl":
+            raise BadInput("SLO: a plan cannot judge itl", where=slo.text, next_step="give the limit as tpot")
+
+
+def _stages(demand: Demand, winner: Rival, peak_now_per_s: float) -> tuple[Stage, ...]:
+    """The winner's fleet month by month (at most 13 of them), from now to the horizon."""
+    if not demand.horizon_months or not demand.growth_per_month:
+        return ()
+    step = -(-demand.horizon_months // 12)
+    months = sorted({*range(0, demand.horizon_months + 1, step), demand.horizon_months})
+    peaks = [peak_now_per_s * growth_factor(demand, m) for m in months]
+    return tuple(
+        Stage(m, p, winner.num_replicas(p), winner.usd_per_month(p)) for m, p in zip(months, peaks, strict=True)
+    )
+
+
+def _risks(fleet: SizedFleet, traffic: Traffic, peak: float, slo: Slo) -> tuple[tuple[str, Verdict], ...]:
+    """The winner at its peak: whole, with its spares lost, and with one replica lost beyond them."""
+    if fleet.spec is None or fleet.at_peak is None:
+        return ()
+    model = replica_model(fleet.spec, traffic.longest_tokens)
+    assert not isinstance(model, str)
+    serving, total = fleet.cost.num_serving, fleet.cost.num_replicas
+    n = max(CHECK_REQUESTS, int(peak * CHECK_S))
+    out = []
+    if total > serving:
+        whole = run_fleet(model, total, traffic, peak, slo, num_requests=n)
+        out.append((f"all {total} replicas up", whole))
+    out.append((f"{serving} up (spares lost)" if total > serving else f"all {serving} up (no spares)", fleet.at_peak))
+    if serving > 1:
+        less = run_fleet(model, serving - 1, traffic, peak, slo, num_requests=n)
+        out.append((f"{serving - 1} up (one more lost)", less))
+    return tuple(out)
 
 
 def _price(c: CandidateSpec, book: PriceBook) -> _Priced:
