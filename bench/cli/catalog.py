@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -267,7 +267,9 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
     table = Table(title=title, title_justify="left")
     for name in columns:
-        table.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left")
+        justify: Literal["left", "right"] = "right" if name.endswith(">") else "left"
+        # names are what other commands take: never cut
+        table.add_column(name.removesuffix(">"), justify=justify, overflow="fold", no_wrap=name in ("id", "name"))
     return table
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 #: rich takes 80 columns where there is no terminal and cuts names to fit; a file has no such limit.
-PIPE_WIDTH = 150
+PIPE_WIDTH = 180
 
 
 def console() -> Console:
