@@ -124,12 +124,68 @@ def test_a_case_that_takes_its_process_along_is_one_failed_case(tmp_path, monkey
     assert [r.case for r in run.results] == COPIES and not run.interrupted
 
 
+def _spoiled_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Every process imports a sitecustomize that replaces torch.distributed's collectives before a rank uses them."""
+    (tmp_path / "sitecustomize.py").write_text(f"import kernels.collectives as c\nright = c._collective\n{body}\n")
+    root = str(Path(child.__file__).resolve().parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), root]))
+
+
+@pytest.mark.parametrize("op", ["all_reduce", "all_gather", "reduce_scatter", "send_recv"])
+def test_a_collective_that_does_nothing_is_caught(tmp_path, monkeypatch, op):
+    body = (
+        "import dataclasses\n"
+        "c._collective = lambda *a: dataclasses.replace(right(*a), call=lambda: None, reset=right(*a).output.zero_)"
+    )
+    _spoiled_ranks(tmp_path, monkeypatch, body)
+    case = make_case("collectives", op, "torch", "fp32", {"bytes": 1024, "ranks": 2})
+    run = run_suite(SUITE, "cpu", lambda device: [case], tmp_path / "log")
+    assert run.results[0].answer["status"] == "wrong", run.results[0].answer
+    assert "timing" not in run.results[0].answer
+
+
+def test_a_rank_that_dies_is_one_failed_case(tmp_path, monkeypatch):
+    body = (
+        "def dies(op, rank, num_ranks, everyone):\n"
+        "    if rank == 1 and everyone[0].numel() == 512: raise RuntimeError('rank gone')\n"
+        "    return right(op, rank, num_ranks, everyone)\n"
+        "c._collective = dies"
+    )
+    _spoiled_ranks(tmp_path, monkeypatch, body)
+    cases = [
+        make_case("collectives", "all_gather", "torch", "fp32", {"bytes": b, "ranks": 2}) for b in (1024, 2048, 4096)
+    ]
+    suite = SUITE.model_copy(update={"case_limit_s": 5.0})
+    run = run_suite(suite, "cpu", lambda device: cases, tmp_path / "log")
+    assert [r.answer["status"] for r in run.results] == ["ok", "failed", "ok"]
+
+
 def test_an_interrupt_keeps_what_was_measured(tmp_path):
     def stop(result):
         raise KeyboardInterrupt
 
     run = run_suite(SUITE, "cpu", lambda device: COPIES, tmp_path / "log", on_result=stop)
     assert run.interrupted and len(run.results) == 1
+
+
+def test_control_c_ends_with_130_and_leaves_readable_results(tmp_path):
+    import signal
+    import time
+
+    out = tmp_path / "out"
+    command_line = [sys.executable, "-m", "bench", "kernels", "--config", "tiny", "--device", "cpu", "--out", str(out)]
+    process = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    samples = out / results.SAMPLES
+    deadline = time.monotonic() + 120
+    while not (samples.exists() and samples.read_bytes().count(b"\n") >= 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    summary = results.load_summary(out)
+    assert summary["status"] == "interrupted" and 3 <= len(summary["cases"]) < 56
+    assert b"Traceback" not in errors
 
 
 def test_no_process_is_left_behind(tmp_path):
