@@ -200,6 +200,10 @@ def _oversubscribed(facts: RunFacts, add: _Add) -> None:
 
 def _tokens(run: RunSummary, add: _Add) -> None:
     c = run.counts
+    guessed = sorted({"tokenizer", "chunks", "schedule"} & set(run.token_sources))
+    if guessed:
+        add("tokens-not-from-server", f"token counts come from {', '.join(guessed)}, not from the engine or the server's usage",
+            "ask the server for usage (stream_options.include_usage)")  # fmt: skip
     if "step_decode_tokens" not in c or c.get("num_preempted") or run.values.get("num_preemptions") or run.errors:
         return  # recomputed and cut-off tokens are computed but never delivered
     ours_out, theirs_out = c["all_output_tokens"] - c["num_with_output"], c["step_decode_tokens"]

@@ -36,6 +36,7 @@ class RequestColumns:
     num_preemptions: np.ndarray
     ok: np.ndarray  # of bool
     error: np.ndarray  # of str, "" for none
+    token_source: np.ndarray  # of str: who counted ISL and OSL, "" where not recorded
 
     @classmethod
     def of(cls, records: Sequence[RequestRecord]) -> RequestColumns:
@@ -49,6 +50,7 @@ class RequestColumns:
             phase=np.array([r.phase for r in records], dtype=object),
             ok=np.array([r.error is None for r in records], dtype=bool),
             error=np.array([r.error or "" for r in records], dtype=object),
+            token_source=np.array([r.token_source or "" for r in records], dtype=object),
             **columns,
         )
 

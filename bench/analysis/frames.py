@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.analysis.columns import RequestColumns
 from bench.analysis.summary import Summary
-from bench.records import RequestRecord
+from bench.records import Estimate, RequestRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def cells_frame(summaries: Sequence[Summary]) -> pd.DataFrame:
+def cells_frame(
+    summaries: Sequence[Summary], derived: Mapping[str, Mapping[str, Estimate]] | None = None
+) -> pd.DataFrame:
     """Tidy: one row for each cell and metric, with interval, number of runs, method and origin.
 
-    Columns: experiment, cell_id, origin, tensor_parallel_size, num_devices, level, level_value, the sweep's axes (``axis.*``),
+    ``derived`` adds estimates by Summary.key (costs, TP scaling). Columns: experiment, cell_id, origin, tensor_parallel_size, num_devices, level, level_value, the sweep's axes (``axis.*``),
     metric, unit, value, low, high, confidence, method, num_runs.
     """
     import pandas as pd
@@ -40,7 +42,7 @@ def cells_frame(summaries: Sequence[Summary]) -> pd.DataFrame:
         rows += [
             {**cell, "metric": key, "unit": e.unit, "value": e.value, "low": e.low, "high": e.high, "confidence": e.confidence,
              "method": e.method, "num_runs": e.num_runs}
-            for key, e in s.estimates.items()
+            for key, e in {**s.estimates, **(derived or {}).get(s.key, {})}.items()
         ]  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bench.roofline import Ceilings
 
 #: Raised whenever a formula changes, so that stored summaries are made anew.
-ANALYSIS_VERSION = 4
+ANALYSIS_VERSION = 5
 _MAY_BE_NEGATIVE = frozenset({"energy_net_j_per_output_token"})
 #: Shares of a whole; MFU, MBU and TP scaling are not: above 1 they would be a finding (or a mistake) to be seen.
 _SHARES = frozenset(
@@ -72,6 +72,7 @@ class RunSummary:
     counts: dict[str, float] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)  # class -> number of requests
     peaks: dict[str, str] = field(default_factory=dict)  # what mfu and mbu were divided by, with source
+    token_sources: tuple[str, ...] = ()  # who counted the tokens: engine, usage, chunks, tokenizer, schedule
     warnings: tuple[Warning_, ...] = ()
 
     @property
@@ -90,6 +91,7 @@ class RunSummary:
         """Inverse of :meth:`to_dict` after JSON. Raises KeyError or TypeError for another form."""
         d = dict(data)
         d["window"] = Window(**d["window"]) if d["window"] else None
+        d["token_sources"] = tuple(d["token_sources"])
         d["warnings"] = tuple(Warning_(**w) for w in d["warnings"])
         return cls(**d)
 
@@ -169,6 +171,7 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
         counts=counts,
         errors=_errors(everything),
         peaks=model.peaks,
+        token_sources=tuple(sorted({str(x) for x in everything.token_source if x})),
     )
     return _with_warnings(result, (*run_warnings(facts, result, tuple(run.problems)), *devices.warnings))
 

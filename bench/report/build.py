@@ -73,6 +73,7 @@ def build(
         configuration=data.resolved_text,
         version=__version__,
         missing_charts=tuple(missing),
+        derived=_derived(layout, full, stated),
     )
     return _with_reminders(report, data), data, layout
 
@@ -164,6 +165,22 @@ def _scaling(layout: Layout) -> dict[str, Estimate]:
     return out
 
 
+def _derived(
+    layout: Layout, full: dict[str, TokenCost], stated: dict[str, TokenCost]
+) -> dict[str, dict[str, Estimate]]:
+    """What the report computes beyond the summaries, for cells.csv: costs at full and stated use, TP scaling."""
+    out: dict[str, dict[str, Estimate]] = {}
+    for key, cost in full.items():
+        out.setdefault(key, {}).update(cost.estimates)
+    for key, cost in stated.items():
+        if cost.utilisation < 1:
+            named = {f"{name}_at_{cost.utilisation:g}_utilisation": e for name, e in cost.estimates.items()}
+            out.setdefault(key, {}).update(named)
+    for key, e in _scaling(layout).items():
+        out.setdefault(key, {})["tp_scaling_ratio"] = e
+    return out
+
+
 def _state(data: Collected) -> str:
     planned = "" if data.num_runs_planned is None else f" of {data.num_runs_planned}"
     text = f"{data.num_runs_complete}{planned} runs complete, {len(data.summaries)} of {len(data.cells)} cells have results"
@@ -240,6 +257,7 @@ def _statements(
         ("Intervals", f"95 % intervals over repeats (the replicate is a run, never a request): Student's t below {BOOTSTRAP_FROM_RUNS} runs, bootstrap (BCa) from there on. No run is dropped as an outlier."),
         ("Percentiles", f"Over the requests of one run, by {PERCENTILE_METHOD}; the estimate is their mean over runs. A percentile that a run's sample does not allow is n/a (p99 needs 100 requests)."),
         ("Counted window", _windows(data.summaries)),
+        ("Token counts", f"As counted by: {', '.join(sorted({t for s in data.summaries for r in s.runs for t in r.token_sources})) or 'not recorded'}."),
     ]  # fmt: skip
     if price is not None:
         dated = f", {price.as_of}" if price.as_of else ""

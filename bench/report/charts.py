@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PNG_DPI = 160
 NARROW_RATIO = 3.0
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 10,
     "text.color": INK,
@@ -57,7 +57,7 @@ def draw(chart: Chart) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as _Figure
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         rows, columns = (len(chart.timeline.panels), 1) if chart.timeline else chart.grid
         width = 9.2 if columns == 1 else 11.0
         height = 0.7 + rows * (2.0 if chart.timeline else 3.9 if columns == 1 else 3.5)
@@ -65,7 +65,7 @@ def draw(chart: Chart) -> Figure:
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.05)  # type: ignore[union-attr, call-arg]
         axes = figure.subplots(rows, columns, squeeze=False, sharex=chart.timeline is not None)
-        _heading(figure, chart)
+        heading(figure, chart)
         if chart.timeline is not None:
             for i, panel in enumerate(chart.timeline.panels):
                 _timeline_panel(axes[i][0], panel, chart.timeline.spans, first=i == 0, last=i == rows - 1)
@@ -81,7 +81,7 @@ def draw(chart: Chart) -> Figure:
     return figure
 
 
-def _heading(figure: Figure, chart: Chart) -> None:
+def heading(figure: Figure, chart: Chart) -> None:
     figure.suptitle(chart.title, x=0.012, ha="left", fontsize=13, fontweight="bold")
     if chart.origin_label:
         figure.text(
@@ -113,7 +113,7 @@ def _tick_text(value: float) -> str:
     return f"{value:.{max(0, -math.floor(math.log10(abs(value))) + 1)}f}".rstrip("0")
 
 
-def _set_axis(ax: Axes, which: str, axis: Axis, values: Sequence[float]) -> None:
+def set_axis(ax: Axes, which: str, axis: Axis, values: Sequence[float]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     target = ax.xaxis if which == "x" else ax.yaxis
@@ -153,8 +153,8 @@ def _panel(ax: Axes, panel: Panel) -> None:
     if panel.y.scale == "log" and (not positive or max(positive) < NARROW_RATIO * min(positive)):
         # over less than half a decade a log axis has one tick and hides that hardly anything changes
         panel = replace(panel, y=replace(panel.y, scale="linear"))
-    _set_axis(ax, "x", panel.x, [p.x for p in points])
-    _set_axis(ax, "y", panel.y, ys)
+    set_axis(ax, "x", panel.x, [p.x for p in points])
+    set_axis(ax, "y", panel.y, ys)
     if panel.note:
         ax.text(0.99, 0.98, panel.note, transform=ax.transAxes, ha="right", va="top", fontsize=9, color=MUTED)
     if panel.reference is not None:
@@ -231,7 +231,7 @@ def _front(ax: Axes, panel: Panel) -> None:
 
 def _timeline_panel(ax: Axes, panel: Panel, spans: Sequence[Span], first: bool, last: bool) -> None:
     points = [p for line in panel.lines for p in line.points]
-    _set_axis(ax, "y", panel.y, [p.y for p in points])
+    set_axis(ax, "y", panel.y, [p.y for p in points])
     for span in spans:
         ax.axvspan(span.start_s, span.end_s, color=PALETTE[span.color % len(PALETTE)], alpha=0.13, linewidth=0)
     for line in panel.lines:
@@ -261,7 +261,7 @@ def svg_text(figure: Figure) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "TokenYield"}, facecolor="white")
     return buffer.getvalue()
 
@@ -272,7 +272,7 @@ def save(figure: Figure, svg: str, name: str, folder: Path) -> tuple[Path, Path]
 
     folder.mkdir(parents=True, exist_ok=True)
     png, vector = folder / f"{name}.png", folder / f"{name}.svg"
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(png, dpi=PNG_DPI, facecolor="white", metadata={"Software": "TokenYield"})
     vector.write_text(svg, encoding="utf-8")
     return png, vector

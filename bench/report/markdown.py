@@ -24,7 +24,7 @@ def render(report: Report) -> str:
         out += [f"No chart of {title[0].lower()}{title[1:]}: {why}.", ""]
     out += ["## Tables", ""]
     for table in report.tables:
-        out += _table(table, report.origin_label)
+        out += table_lines(table, report.origin_label)
     out += _failures(report)
     out += ["## Warnings", ""]
     for d in report.doubts:
@@ -60,7 +60,7 @@ def _answer(a: Answer) -> str:
     return f"{text} {a.caveat}".rstrip()
 
 
-def _table(table: Table, origin_label: str) -> list[str]:
+def table_lines(table: Table, origin_label: str) -> list[str]:
     title = f"### {table.title}" + (f" ({origin_label})" if origin_label else "")
     heads = [f"{c.title} ({c.unit})" if c.unit else c.title for c in table.columns]
     out = [title, "", "| " + " | ".join(_cell(h) for h in heads) + " |"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.analysis.metrics import MetricDef
-from bench.records import Warning_
+from bench.records import Estimate, Warning_
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +164,4 @@ class Report:
     configuration: str = ""  # the resolved experiment, as text
     version: str = ""
     missing_charts: tuple[tuple[str, str], ...] = field(default=())  # title -> why it is not there
+    derived: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # Summary.key -> metric -> cost, TP scaling

@@ -68,7 +68,7 @@ def write_report(
         )
         files.html.write_text(html.render(report, drawn), encoding="utf-8")
         files.markdown.write_text(markdown.render(report), encoding="utf-8")
-        cells_frame(data.summaries).to_csv(files.csv, index=False)
+        cells_frame(data.summaries, report.derived).to_csv(files.csv, index=False)
         files.json.write_text(json.dumps(machine_form(report), indent=1) + "\n", encoding="utf-8")
     except OSError as e:
         where = str(e.filename or out)

@@ -74,6 +74,7 @@ def test_a_good_run_has_no_warning() -> None:
         ("shared-cpu", {"num_gpus": 0, "tensor_parallel_size": 2}, {}),
         ("oversubscribed-cpu", {"num_gpus": 0, "tensor_parallel_size": 4, "provenance": {"cpu": {"num_usable": 2}}}, {}),
         ("token-count-mismatch", {}, {"counts": {"step_decode_tokens": 90, "step_prefill_tokens": 10, "all_output_tokens": 100, "num_with_output": 1, "all_input_tokens": 10, "all_cached_tokens": 0}}),
+        ("tokens-not-from-server", {}, {"token_sources": ("tokenizer",)}),
         ("nothing-measured", {}, {"window": None}),
     ],
 )  # fmt: skip

@@ -103,6 +103,17 @@ def cell_origins(files: ReportFiles) -> list[str]:
     return list(pd.read_csv(files.csv)["origin"])
 
 
+def test_the_table_for_programs_holds_costs_and_scaling_too(files: ReportFiles) -> None:
+    import pandas as pd
+
+    frame = pd.read_csv(files.csv)
+    found = set(frame["metric"])
+    assert {"output_tokens_per_s", "tp_scaling_ratio", "cost_usd_per_million_output_tokens"} <= found
+    assert "cost_usd_per_million_output_tokens_at_0.5_utilisation" in found
+    one = frame[(frame.metric == "tp_scaling_ratio")]
+    assert set(one.tensor_parallel_size) == {2} and ((one["low"] < one["value"]) & (one["value"] < one["high"])).all()
+
+
 def test_measured_numbers_carry_no_label(tmp_path: Path) -> None:
     folder, _ = write_experiment(tmp_path, experiment(sweep={"grid": {"batch_size": [4, 8]}}), origin="measured")
     files = write_report(folder)

@@ -1,0 +1,139 @@
+"""The words of decision pages, and of the commands that print the same: sentences about costs, crossings and fleets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.decide.breakeven import BreakEven, crossing
+from bench.decide.capacity import NOTICEABLE_WAIT_S, Verdict
+from bench.decide.options import ApiOption, Mix, SelfHost
+from bench.decide.plan import Plan, SizedFleet
+from bench.units import significant, usd_text
+
+NEVER = "never: a full GPU costs more per token than the API"
+
+
+def volume_text(tokens: float) -> str:
+    """10,000,000 -> '10.0 M'."""
+    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= factor * 0.9995:
+            return f"{significant(tokens / factor)} {letter}"
+    return significant(tokens)
+
+
+def share_text(ratio: float) -> str:
+    """0.004 -> '<1%'."""
+    return "<1%" if 0 < ratio < 0.01 else f"{ratio:.0%}"
+
+
+def crossing_text(pair: BreakEven) -> str:
+    """From which volume on, with its interval, in words."""
+    if pair.crossing.first_tokens is None or pair.first is None:
+        return NEVER
+    if pair.crossing.first_tokens == 0:
+        return "at any volume"
+    text = f"{volume_text(pair.first.value)}/month"
+    if pair.first.low is not None:
+        high = "never" if pair.never_within_interval or pair.first.high is None else volume_text(pair.first.high)
+        text += f" ({volume_text(pair.first.low)} – {high})"
+    always = pair.crossing.always_tokens
+    if always is not None and always > pair.crossing.first_tokens * 1.001:
+        text += f"; for good from {volume_text(always)}"
+    return text
+
+
+def answer_sentence(options: Sequence[SelfHost], apis: Sequence[ApiOption], mix: Mix, volume_tokens: float) -> str:
+    """The decision at one volume in one sentence. ``explorer.js`` says the same, word by word."""
+    host = min(options, key=lambda o: o.monthly_usd(volume_tokens))
+    api = min(apis, key=lambda a: a.monthly_usd(volume_tokens, mix))
+    ours, theirs = host.monthly_usd(volume_tokens), api.monthly_usd(volume_tokens, mix)
+    found = crossing(host, api.usd_per_token(mix))
+    if found.first_tokens is None or found.always_tokens is None:
+        when = f"it never beats {api.name}, whatever the volume"
+    elif found.first_tokens == 0:
+        when = f"it beats {api.name} at any volume"
+    elif found.always_tokens > found.first_tokens * 1.001:
+        when = (
+            f"it beats {api.name} from {volume_text(found.first_tokens)} tokens a month on, "
+            f"for good from {volume_text(found.always_tokens)}"
+        )
+    else:
+        when = f"it beats {api.name} from {volume_text(found.first_tokens)} tokens a month on"
+    head = f"At {volume_text(volume_tokens)} tokens a month"
+    if ours <= theirs:
+        times = "" if not ours > 0 else f", {significant(theirs / ours)} times as much"
+        return (
+            f"{head}, self-hosting is cheapest: {host.name} for {usd_text(ours)} a month; the cheapest API, {api.name}, "
+            f"costs {usd_text(theirs)}{times}; {host.name}: {when}."
+        )
+    times = "" if not theirs > 0 else f", {significant(ours / theirs)} times as much"
+    return (
+        f"{head}, an API is cheapest: {api.name} for {usd_text(theirs)} a month; the cheapest self-hosted option, "
+        f"{host.name}, costs {usd_text(ours)}{times}; {host.name}: {when}."
+    )
+
+
+def plan_answer(plan: Plan) -> str:
+    """The plan in one sentence."""
+    best = plan.fleets[0]
+    c = best.cost
+    spare = c.num_replicas - c.num_serving
+    return (
+        f"{c.num_replicas} × {best.name} ({c.num_gpus} GPUs, {c.num_serving} to serve and {spare} spare) carry "
+        f"{plan.peak_per_s:.4g} requests/s within {plan.slo.text} for ${c.always_usd_per_month:,.0f} a month"
+        f" (${c.always_usd_per_million:.3g} per million tokens)"
+    )
+
+
+def checked_text(f: SizedFleet) -> str:
+    """What the simulation of the peak said, in one cell of a table."""
+    if f.at_peak is None:
+        return "measured"
+    met = "met" if f.at_peak.met else "MISSED"
+    beyond = "" if f.beyond is None else f"; at 1.5×: {'met' if f.beyond.met else 'missed'}"
+    return f"{met}, worst at {f.at_peak.worst:.0%} of its limit{beyond}"
+
+
+def wait_text(v: Verdict) -> str:
+    """The 99th percentile of waiting in the engine's queue."""
+    return "∞" if v.wait_p99_s == float("inf") else f"{v.wait_p99_s * 1e3:,.0f} ms"
+
+
+def risk_text(name: str, v: Verdict) -> str:
+    """What the peak does to the winner with some replicas lost, in one line."""
+    return (
+        f"at the peak, {name}: SLO {'met' if v.met else 'MISSED'}; {1 - v.good_ratio:.1%} of requests over a limit, "
+        f"{v.waited_ratio:.1%} queue for longer than {NOTICEABLE_WAIT_S:g} s, queue p99 {wait_text(v)} (SIMULATED)"
+    )
+
+
+def growth_text(plan: Plan) -> str:
+    """Now and at the horizon; "" without growth."""
+    if not plan.stages:
+        return ""
+    now, then = plan.stages[0], plan.stages[-1]
+    return (
+        f"growth of {plan.demand.growth_per_month:.0%} a month: {now.num_replicas} replicas "
+        f"({usd_text(now.usd_per_month)} a month) now, {then.num_replicas} ({usd_text(then.usd_per_month)}) in "
+        f"{then.month} months; fleets are sized for the latter"
+    )
+
+
+def flip_lines(plan: Plan) -> list[str]:
+    """What must change before the answer flips, one line each."""
+    f = plan.flips
+    if f is None:
+        return []
+    best, out = plan.fleets[0].name, []
+    if f.price_factor is not None:
+        out.append(f"flips if the price of {best} rises {f.price_factor - 1:.0%} (then {f.price_winner})")
+    if f.throughput_factor is not None:
+        less = 1 - f.throughput_factor
+        out.append(f"flips if its capacity is {less:.0%} lower than thought (then {f.throughput_winner})")
+    if f.less_volume_factor is not None:
+        peak = f.less_volume_factor * plan.peak_per_s
+        out.append(f"flips if the peak is only {peak:.3g} requests/s (then {f.less_volume_winner})")
+    if f.more_volume_factor is not None:
+        peak = f.more_volume_factor * plan.peak_per_s
+        out.append(f"flips if the peak is {peak:.3g} requests/s (then {f.more_volume_winner})")
+    return out or ["nothing flips it within a factor of ten in price, capacity or volume"]
