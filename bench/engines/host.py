@@ -18,7 +18,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +31,7 @@ from bench.engines.failures import (
     log_tail,
     refined,
 )
+from bench.engines.launch import EngineDied, EngineLaunch, EngineStartFailed
 from bench.engines.packing import pack
 from bench.engines.processes import (
     MARKER_VARIABLE,
@@ -40,77 +41,14 @@ from bench.engines.processes import (
     shared_memory_of,
 )
 from bench.engines.wire import Batch, Channel, Failure, RunOrder
-from bench.errors import EXIT_SOME_FAILED, BenchError, EngineUnavailable, StoreError
+from bench.errors import BenchError, EngineUnavailable, StoreError
 from bench.records import EngineInfo, RequestRecord, Schedule
+
+__all__ = ["EngineDied", "EngineLaunch", "EngineProcess", "EngineStartFailed"]
 
 _TICK_S = 0.5  # how often limits are looked at while nothing arrives
 _ABORT_LIMIT_S = 30.0  # for an engine to wind down a run that is broken off, before it is ended
 _KILL_LIMIT_S = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLaunch:
-    """What an engine's process is started with."""
-
-    kind: str
-    model: str  # path or hub id as the engine is given it
-    weights: str = "auto"  # "dummy": random weights from the architecture alone
-    args: dict[str, Any] = field(default_factory=dict)  # vLLM's own names
-    env: dict[str, str] = field(default_factory=dict)  # wins over the tool's own environment
-    spec: dict[str, Any] = field(default_factory=dict)  # the whole EngineSpec, for engines that take more than args
-    load_kind: str = "offline"  # "offline": vllm.LLM; anything else: AsyncLLM, which serves offline batches too
-
-
-class EngineDied(BenchError):
-    """An engine ended or had to be ended in the middle of a run.
-
-    ``reason``: crash, out-of-memory, hang, time-limit or killed. ``log_tail``: the last lines of its log.
-    """
-
-    exit_code = EXIT_SOME_FAILED
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str | None = None,
-        next_step: str | None = None,
-        reason: str = "crash",
-        log_tail: str = "",
-    ) -> None:
-        super().__init__(what, where=where, next_step=next_step)
-        self.reason, self.log_tail = reason, log_tail
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.where, self.next_step, self.reason, self.log_tail))
-
-
-class EngineStartFailed(EngineUnavailable):
-    """The engine did not come up.
-
-    ``reason``: bad-argument, missing-model, out-of-memory, not-installed, unsupported-version, start-timeout, killed,
-    unavailable or crash. ``log_tail``: the last lines of its log.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str | None = None,
-        next_step: str | None = None,
-        reason: str = "crash",
-        log_tail: str = "",
-    ) -> None:
-        super().__init__(what, where=where, next_step=next_step)
-        self.reason, self.log_tail = reason, log_tail
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.where, self.next_step, self.reason, self.log_tail))
-
-
-def _rebuild(cls: Any, what: str, where: str | None, next_step: str | None, reason: str, tail: str) -> BenchError:
-    error: BenchError = cls(what, where=where, next_step=next_step, reason=reason, log_tail=tail)
-    return error
 
 
 class EngineProcess:
@@ -401,8 +339,6 @@ def _deliver(batch: Batch, sink: RecordSink) -> Iterator[RequestRecord]:
 
 
 def _with_start(info: EngineInfo, start_s: float, pids: tuple[int, ...]) -> EngineInfo:
-    from dataclasses import replace
-
     return replace(info, start_s=start_s, pids=pids)
 
 

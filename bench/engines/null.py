@@ -16,7 +16,7 @@ from typing import Any
 from typing_extensions import Self
 
 from bench.engines.base import RecordSink
-from bench.engines.host import EngineLaunch
+from bench.engines.launch import EngineLaunch
 from bench.engines.pacing import StopState, in_slices, pace
 from bench.errors import EngineUnavailable
 from bench.records import EngineInfo, Request, RequestRecord, Schedule

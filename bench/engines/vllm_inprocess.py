@@ -22,12 +22,13 @@ from bench.engines import vllm_setup, vllm_versions
 from bench.engines.base import RecordSink
 from bench.engines.pacing import StopState, batches, in_slices, pace, split_phases
 from bench.engines.processes import step_folder
+from bench.engines.vllm_steps import StepRecords, TokenTally
 from bench.engines.vllm_tap import RowReader
 from bench.errors import BadInput
-from bench.records import EngineInfo, EngineStep, ErrorClass, Request, RequestRecord, Schedule
+from bench.records import EngineInfo, ErrorClass, Request, RequestRecord, Schedule
 
 if TYPE_CHECKING:
-    from bench.engines.host import EngineLaunch
+    from bench.engines.launch import EngineLaunch
 
 _POLL_S = 0.1
 
@@ -45,8 +46,8 @@ class VllmEngine:
         self._engine: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._info: EngineInfo | None = None
-        self._steps = _Steps(None)
-        self._tally = _TokenTally()
+        self._steps = StepRecords(None)
+        self._tally = TokenTally()
         self._run_number = 0
 
     def __enter__(self) -> Self:
@@ -63,7 +64,7 @@ class VllmEngine:
             reader = RowReader(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # the maps stay; nothing is left behind if we are killed
-        self._steps = _Steps(reader)
+        self._steps = StepRecords(reader)
         loggers = vllm_versions.stat_loggers(self._engine)
         if loggers is not None:
             loggers.append(self._tally)
@@ -444,77 +445,3 @@ def _with_next(items: Iterator[list[int]]) -> Iterator[tuple[list[int], list[int
         previous = item
     if previous is not None:
         yield previous, []
-
-
-class _Steps:
-    """Turns the tap's rows into EngineSteps of the run that goes on."""
-
-    def __init__(self, reader: RowReader | None) -> None:
-        self._reader = reader
-        self._t0 = 0.0
-        self._count = 0
-        self._last_output_s: float | None = None
-        self.total: dict[str, int] | None = None
-
-    def begin(self, t0: float) -> None:
-        self._t0, self._count, self._last_output_s = t0, 0, None
-        if self._reader is not None and self._reader.num_cores:
-            self._reader.skip()
-            self.total = {"prefill": 0, "decode": 0, "steps": 0}
-
-    def read(self, sink: RecordSink) -> None:
-        """``step_time_s`` is the time since the step before where the engine was busy since then (what throughput
-        sees: scheduling, execution and processing of the output, less what asynchronous scheduling overlaps), else the
-        time since the scheduler was called."""
-        if self._reader is None:
-            return
-        for started_s, output_s, follows, values in self._reader.rows():
-            usage, running, waiting, prefill, decode, prefills, decodes, context, preempted, hits = values
-            since_s = self._last_output_s if follows and self._last_output_s is not None else started_s
-            self._last_output_s = output_s
-            sink.append_step(
-                EngineStep(
-                    step=self._count,
-                    t_s=output_s - self._t0,
-                    step_time_s=output_s - since_s,
-                    num_running=running,
-                    num_waiting=waiting,
-                    kv_usage_ratio=usage,
-                    prefill_tokens=prefill,
-                    decode_tokens=decode,
-                    prefill_requests=prefills,
-                    decode_requests=decodes,
-                    context_tokens=context,
-                    num_preemptions=preempted,
-                    cached_tokens=hits,
-                )
-            )
-            self._count += 1
-            if self.total is not None:
-                self.total["prefill"] += prefill
-                self.total["decode"] += decode
-                self.total["steps"] += 1
-
-
-class _TokenTally:
-    """A statistics logger of vLLM's that only adds up the tokens vLLM says it has processed."""
-
-    def __init__(self) -> None:
-        self.active = False
-        self.output_tokens = self.prompt_tokens = 0
-
-    def begin(self) -> None:
-        self.output_tokens = self.prompt_tokens = 0
-
-    def record(self, scheduler_stats: Any = None, iteration_stats: Any = None, *args: Any, **kwargs: Any) -> None:
-        if iteration_stats is not None:
-            self.output_tokens += iteration_stats.num_generation_tokens
-            self.prompt_tokens += iteration_stats.num_prompt_tokens
-
-    def log(self) -> None: ...
-
-    def log_engine_initialized(self) -> None: ...
-
-    def record_sleep_state(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def record_admission_rejection(self, *args: Any, **kwargs: Any) -> None: ...

@@ -13,7 +13,7 @@ from bench.errors import BadInput
 from bench.records import EngineInfo
 
 if TYPE_CHECKING:
-    from bench.engines.host import EngineLaunch
+    from bench.engines.launch import EngineLaunch
 
 #: Sampling as ``vllm bench throughput`` does it: temperature 1, whole vocabulary, no stop at the end-of-text token (so
 #: max_tokens is exact and min_tokens, which costs a logits processor, is not needed).
