@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import __version__
+from bench.analysis.efficiency import hardware_of
 from bench.analysis.flat import flatten
 from bench.analysis.metrics import METRICS, definitions
 from bench.analysis.stats import BOOTSTRAP_FROM_RUNS, PERCENTILE_METHOD
@@ -74,6 +75,7 @@ def build(
         version=__version__,
         missing_charts=tuple(missing),
         derived=_derived(layout, full, stated),
+        setup=setup_line(data.summaries),
     )
     return _with_reminders(report, data), data, layout
 
@@ -274,6 +276,26 @@ def _statements(
     return out
 
 
+def setup_line(summaries: Sequence[Summary]) -> str:
+    """What was measured on what: "llama-3.1-8b (random weights), vllm 0.32.0, NVIDIA H100 80GB HBM3"."""
+    models, engines, devices = dict[str, None](), dict[str, None](), dict[str, None]()
+    for s in summaries:
+        f = s.facts
+        if f.spec is not None:
+            models[f.spec.model + (" (random weights)" if f.spec.weights == "dummy" else "")] = None
+        engines[f"{f.engine.get('kind') or ''} {f.engine.get('version') or ''}".strip()] = None
+        hardware = hardware_of(f)
+        found = f.fingerprint_devices
+        if f.origin == "simulated" and hardware is not None:
+            devices[hardware.name] = None
+        elif f.on_gpu and found:
+            devices[found[0]] = None
+        else:
+            cores = f.cpu.get("num_usable") or f.cpu.get("num_cores")
+            devices[str(f.cpu.get("model") or "CPU") + (f", {cores} cores" if cores else "")] = None
+    return ", ".join(" and ".join(part) for part in (models, engines, devices) if any(part))
+
+
 def _windows(summaries: Sequence[Summary]) -> str:
     reasons: dict[str, int] = {}
     for s in summaries:
@@ -299,5 +321,5 @@ def _provenance(summaries: Sequence[Summary]) -> tuple[tuple[str, tuple[tuple[st
     for name, value in sections.items():
         rows = tuple(flatten(value if isinstance(value, (dict, list)) else {name: value}))
         if rows:
-            out.append((name, rows))
+            out.append((name.replace("_", " "), rows))
     return tuple(out)

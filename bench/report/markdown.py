@@ -12,6 +12,8 @@ def render(report: Report) -> str:
         out += [f"**{report.origin_label.upper()}**", ""]
     if report.why:
         out += [f"> {line}" for line in report.why.splitlines()] + [""]
+    if report.setup:
+        out += [report.setup + ".", ""]
     out += [f"{report.state}. Written {report.created_utc} by tokenyield {report.version}.", "", "## In short", ""]
     out += _answers(report)
     if report.keep_in_mind:

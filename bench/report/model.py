@@ -164,4 +164,5 @@ class Report:
     configuration: str = ""  # the resolved experiment, as text
     version: str = ""
     missing_charts: tuple[tuple[str, str], ...] = field(default=())  # title -> why it is not there
+    setup: str = ""  # model, engine and device in one line
     derived: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # Summary.key -> metric -> cost, TP scaling

@@ -79,7 +79,7 @@ def write_run(
         "created_utc": stamp, "t0_utc": stamp, "experiment": "synthetic", "cell_id": cell.cell_id, "axes": cell.axes_dict(),
         "cell": spec.model_dump(mode="json"), "repeat": repeat, "run_number": repeat, "origin": origin, "seed": seed,
         "engine": {
-            "kind": "vllm", "version": "vllm 0.32.0", "effective_args": {"tensor_parallel_size": tp, "max_num_seqs": 256},
+            "kind": "vllm", "version": "0.32.0", "effective_args": {"tensor_parallel_size": tp, "max_num_seqs": 256},
             "num_gpus": gpus, "device_uuids": devices, "kv_capacity_tokens": 400_000,
         },
         "fingerprint": {"devices": ["NVIDIA H100 80GB HBM3"] * gpus or ["cpu"], "engine_version": "vllm 0.32.0"},

@@ -122,6 +122,11 @@ def test_measured_numbers_carry_no_label(tmp_path: Path) -> None:
     assert any("Random weights" in line for line in files.report.keep_in_mind)
 
 
+def test_the_head_says_what_was_measured_on_what(files: ReportFiles) -> None:
+    assert files.report.setup == "llama-3.1-8b (random weights), vllm 0.32.0, H100-SXM"
+    assert files.report.setup in files.html.read_text() and files.report.setup in files.markdown.read_text()
+
+
 def test_every_definition_is_printed(files: ReportFiles) -> None:
     page, markdown = files.html.read_text(), files.markdown.read_text()
     for d in definitions():
