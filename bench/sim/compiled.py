@@ -1,6 +1,7 @@
 """The simulation compiled by numba: :func:`simulate` gives exactly what ``bench.sim.loop.simulate`` gives, faster.
 
-The kernel files (``compiled_kv``, ``compiled_scheduler``, ``compiled_loop``, ``step_time_kernel``) are ordinary modules of
+The kernel files (``compiled_kv``, ``compiled_scheduler``, ``compiled_light``,
+``compiled_loop``, ``step_time_kernel``) are ordinary modules of
 pure functions. A second copy of each is loaded here and compiled, so the very same source also runs as plain Python.
 Machine code is kept on disk under a folder named by a hash of those sources and of numba's version: numba itself only
 notices a change in the file of the outermost function.
@@ -23,12 +24,13 @@ import numpy as np
 
 from bench.errors import BadInput
 from bench.sim import compiled_kv as kv
+from bench.sim import compiled_light as light
 from bench.sim import compiled_loop as loop
 from bench.sim.compiled_kv import State
 from bench.sim.inputs import STEP_COLUMNS, Replica, SimInputs, SimResult
 
 _HERE = Path(__file__).parent
-_KERNELS = ("compiled_kv", "compiled_scheduler", "compiled_loop")
+_KERNELS = ("compiled_kv", "compiled_scheduler", "compiled_light", "compiled_loop")
 _ROLES = {"both": loop.ROLE_BOTH, "prefill": loop.ROLE_PREFILL, "decode": loop.ROLE_DECODE}
 _ROUTING = {
     "round_robin": loop.ROUND_ROBIN,
@@ -161,6 +163,7 @@ def _arrays(x: SimInputs) -> State:
     num_events = n + len(x.limit) + 2
     numbers = max(x.num_block_numbers, 1)
     aware = x.fleet.routing == "prefix_aware"
+    largest_block = max(r.config.block_size for r in replicas)
     return State(
         req=req, time=time, rep=rep, clock=clock, coefficients=coefficients, running=_zeros(num, widest),
         queue=_zeros(num, 2, n + 1), batch=_zeros(num, depth, widest + 1), chunk=_zeros(widest, 2),
@@ -169,7 +172,8 @@ def _arrays(x: SimInputs) -> State:
         state=_state(x), param=_param(x), load=np.zeros(8), limit=np.column_stack([x.limit_t_s, x.limit.astype(float)]),
         event_t=np.zeros(num_events), event=_zeros(num_events, 3), ring=_zeros(2, n + 1), members=_members(x),
         completed=_zeros(n), token_s=np.full(int(x.max_tokens.sum()) if x.record_tokens else 0, np.nan),
-        seen=_zeros(2, numbers if aware else 1),
+        seen=_zeros(2, numbers if aware else 1), light_head=_zeros(num, largest_block), light_next=_zeros(num, widest),
+        light_t=np.zeros((num, light.MOST_STEPS + 2)),
     )  # fmt: skip
 
 

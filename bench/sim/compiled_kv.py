@@ -34,7 +34,9 @@ State = namedtuple(
     "members "  # int64: requests by group
     "completed "  # int64
     "token_s "  # float64: engine time of every output token, from each request's TOKENS column on
-    "seen",  # (router, number) int64: bit set of replicas that were sent this block
+    "seen "  # (router, number) int64: bit set of replicas that were sent this block
+    "light_head light_next "  # (replica, residue), (replica, position) int64: who fills a block at which light step
+    "light_t",  # (replica, n) float64: when the outputs of light steps came
 )
 
 # Columns of State.req; those that every step touches come first, to share cache lines
@@ -48,8 +50,9 @@ State = namedtuple(
 (
     MAX_RUNNING, TOKEN_BUDGET, INPUT_BUDGET, MAX_MODEL_LEN, CHUNKED, ASYNC, BY_PRIORITY, LONG_CAP, LONG_ADAPTIVE,
     RESERVE_FULL, STAGES, V2_RUNNER, DEPTH, ROLE, BLOCK_SIZE, CACHING, WATERMARK, BASE, NUM_FREE, NUM_RUNNING, WAITING_HEAD,
-    NUM_WAITING, INBOX_HEAD, NUM_INBOX, STEP, UNREPORTED, BATCH_HEAD, NUM_BATCHES, WAITS, EXECUTED, OUTSTANDING, NUM_REP,
-) = range(32)  # fmt: skip
+    NUM_WAITING, INBOX_HEAD, NUM_INBOX, STEP, UNREPORTED, BATCH_HEAD, NUM_BATCHES, WAITS, EXECUTED, OUTSTANDING, LIGHT_LEFT, LIGHT_DONE, LIGHT_OUT,
+    LIGHT_SUM, LIGHT_MAX, OUTPUTS_SINCE, NUM_REP,
+) = range(38)  # fmt: skip
 # Columns of State.block
 NEXT, PREVIOUS, REF, NUMBER, SAME_NEXT, SAME_PREVIOUS, NUM_BLOCK = 0, 1, 2, 3, 4, 5, 6
 NEVER = 1 << 60

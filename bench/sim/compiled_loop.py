@@ -20,6 +20,7 @@ from bench.sim.compiled_kv import (
     HITS,
     IN_FLIGHT_TOKENS,
     INBOX_HEAD,
+    LIGHT_LEFT,
     MAX_MODEL_LEN,
     NEXT_TURN,
     NUM_BATCHES,
@@ -32,6 +33,7 @@ from bench.sim.compiled_kv import (
     NUMBERS,
     OSL,
     OUTPUTS,
+    OUTPUTS_SINCE,
     OUTSTANDING,
     PLACEHOLDERS,
     PREEMPTED_HERE,
@@ -50,6 +52,7 @@ from bench.sim.compiled_kv import (
     UNREPORTED,
     WAITS,
 )  # fmt: skip
+from bench.sim.compiled_light import LIGHT, enter, flush, light_output, light_schedule
 from bench.sim.compiled_scheduler import (
     ARRIVAL,
     FINISHES,
@@ -309,7 +312,12 @@ def dispatch(s, r, t, steps, row):  # type: ignore[no-untyped-def]
     stages = s.rep[r, STAGES]
     slot = (s.rep[r, BATCH_HEAD] + s.rep[r, NUM_BATCHES]) % s.batch.shape[1]
     end_column = s.clock.shape[1] - s.batch.shape[1] + slot
-    schedule(s, r)
+    if s.rep[r, LIGHT_LEFT] > 0:
+        light_schedule(s, r)
+    else:
+        flush(s, r, LAST, s.state[RECORD_TOKENS] > 0)
+        schedule(s, r)
+        enter(s, r)
     for k in range(s.state[NUM_PREEMPTED]):
         s.req[s.scratch[VICTIMS, k], PREEMPTIONS] += 1
     for k in range(s.state[FIRST_ADMITTED], s.state[NUM_CHUNKS]):
@@ -350,6 +358,8 @@ def act(s, r, steps, row):  # type: ignore[no-untyped-def]
     if s.rep[r, WAITS] > 0:
         take_output(s, r, t)
         return 0
+    if s.rep[r, NUM_INBOX] > 0:
+        s.rep[r, LIGHT_LEFT] = 0  # a step in full has to look at the new ones
     for _ in range(s.rep[r, NUM_INBOX]):
         add_waiting(s, r, s.queue[r, 1, s.rep[r, INBOX_HEAD]])
         s.rep[r, INBOX_HEAD] = wrapped(s, s.rep[r, INBOX_HEAD] + 1)
@@ -370,7 +380,12 @@ def act(s, r, steps, row):  # type: ignore[no-untyped-def]
 
 
 def take_output(s, r, t):  # type: ignore[no-untyped-def]
-    num_got, num_finished = update(s, r)
+    num_got = num_finished = 0
+    if s.batch[r, s.rep[r, BATCH_HEAD], 0] == LIGHT:
+        light_output(s, r, t)
+    else:
+        num_got, num_finished = update(s, r)
+    s.rep[r, OUTPUTS_SINCE] += 1
     s.rep[r, WAITS] = 0
     if s.rep[r, EXECUTED] == 0 and has_requests(s, r):
         s.clock[r, NEXT_S] += IDLE_SLEEP_S
@@ -439,4 +454,6 @@ def run(s):  # type: ignore[no-untyped-def]
         if row == len(steps):
             steps = longer_table(steps)
         row += act(s, r, steps, row)
+    for k in range(num_replicas):
+        flush(s, k, LAST, s.state[RECORD_TOKENS] > 0)
     return steps, row, now

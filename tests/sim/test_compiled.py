@@ -118,6 +118,47 @@ def test_identical_to_the_readable_loop() -> None:
         assert min(preempted, hits, rejected, stopped, cut) > 20
 
 
+def long_inputs(seed: int) -> SimInputs:
+    """Long answers with shared prefixes, scarce blocks, stop tokens: runs of decode-only steps that end in every way."""
+    rng = np.random.default_rng(seed)
+    n, block_size, longest = int(rng.integers(2, 12)), int(rng.choice([4, 8, 16])), 600
+    config = SchedulerConfig(
+        max_num_seqs=int(rng.integers(1, 12)),
+        max_num_batched_tokens=int(rng.integers(64, 512)),
+        max_model_len=longest,
+        num_blocks=longest // block_size + 2 + int(rng.integers(0, n * 200 // block_size)),
+        block_size=block_size,
+        enable_prefix_caching=bool(rng.integers(2)),
+        async_scheduling=bool(rng.integers(2)),
+        policy="priority" if rng.integers(3) == 0 else "fcfs",
+        use_v2_model_runner=bool(rng.integers(2)),
+        watermark=float(rng.choice([0.0, 0.1])),
+    )
+    shared = rng.integers(0, 9999, 300, dtype=np.int32)
+    requests = []
+    for i in range(2 * n):
+        tokens = rng.integers(0, 9999, int(rng.integers(1, 200)), dtype=np.int32)
+        common = int(rng.integers(0, len(tokens) + 1))
+        tokens[:common] = shared[:common]
+        requests.append(Request(i, int(rng.integers(1, 500)), len(tokens), tokens, priority=int(rng.integers(3))))
+    replicas = tuple(Replica(config, step_times.coefficients(int(rng.integers(3)))) for _ in range(rng.integers(1, 3)))
+    fleet = Fleet(replicas, "least_loaded" if rng.integers(2) else "prefix_aware")
+    stop = StopRule(max_duration_s=float(rng.uniform(0.5, 10))) if rng.integers(3) == 0 else StopRule()
+    schedule = Schedule("closed_loop", tuple(requests), None, int(rng.integers(1, n + 1)), stop)
+    if rng.integers(2):
+        schedule = Schedule("open_loop", tuple(requests), np.cumsum(rng.exponential(1.0, len(requests))), None, stop)
+    inputs = prepare(schedule, fleet)
+    after = [int(rng.integers(1, m + 1)) if rng.integers(4) == 0 else -1 for m in inputs.max_tokens]
+    return replace(inputs, stop_after=np.array(after, dtype=np.int64))
+
+
+def test_fast_forward_is_exact() -> None:
+    preempted = 0
+    for seed in range(max(20, NUM_CASES // 5)):
+        preempted += int(both(long_inputs(seed)).num_preemptions.sum())
+    assert preempted > 20
+
+
 def test_identical_at_an_ordinary_size() -> None:
     rng = np.random.default_rng(1)
     requests = tuple(
