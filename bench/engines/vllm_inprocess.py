@@ -249,11 +249,21 @@ class _Run:
                 continue
             flights[name] = flight
         self._make_ready(upcoming)
+        try:
+            yield from self._step_until_done(flights, stop)
+        except GeneratorExit:  # broken off between two records: vLLM must not serve the rest into the next run
+            engine.abort_request([f.internal_id for f in flights.values()], internal=True)
+            raise
+        if flights:
+            yield from self._abort_batch(list(flights.values()), stop)
+
+    def _step_until_done(self, flights: dict[str, _Flight], stop: StopState) -> Iterator[RequestRecord]:
+        """Step the engine until no request of ``flights`` is left, or the deadline or a cancellation comes."""
+        engine = self._engine.llm_engine
         next_poll = self._now() + _POLL_S
         while flights and engine.has_unfinished_requests():
             for output in engine.step():
-                if output.finished:
-                    flight = flights.pop(output.request_id)
+                if output.finished and (flight := flights.pop(output.request_id, None)) is not None:
                     flight.tokens = len(output.outputs[0].token_ids)
                     record = self._completed(flight, output)
                     stop.done(record)
@@ -262,11 +272,9 @@ class _Run:
                 next_poll = now + _POLL_S
                 self._steps.read(self._sink)
                 if self._cancelled():
-                    break
+                    return
             if now >= stop.deadline_s:
-                break
-        if flights:
-            yield from self._abort_batch(list(flights.values()), stop)
+                return
 
     def _abort_batch(self, flights: list[_Flight], stop: StopState) -> Iterator[RequestRecord]:
         for flight in flights:
