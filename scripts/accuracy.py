@@ -51,7 +51,7 @@ def gather(every: int) -> tuple[list[Graded], list[Refusal]]:
     """Grade the vLLM rows of both files."""
     serving, refused = serving_points()
     published, also = published_points()
-    points: list[Point] = [p for p in serving if p.gpu in ("h100-sxm", "h200-sxm", "a100-80-sxm")] + published
+    points: list[Point] = [p for p in serving if p.gpu in ("h100-sxm", "h200-sxm", "b200")] + published
     graded, unrunnable = grade(points[::every])
     return graded, refused + also + unrunnable
 
@@ -59,6 +59,8 @@ def gather(every: int) -> tuple[list[Graded], list[Refusal]]:
 def show(graded: list[Graded], refused: list[Refusal]) -> bool:
     """Print everything; whether all targets are met."""
     sample = [g for g in graded if g.point.source == "NVIDIA serving sample"]
+    borrowed = [g for g in sample if g.point.gpu == "b200"]
+    sample = [g for g in sample if g.point.gpu != "b200"]
     free, full = [g for g in sample if not g.saturated], [g for g in sample if g.saturated]
     others = [g for g in graded if g.point.source != "NVIDIA serving sample"]
     print("Uncalibrated predictions against published measurements of vLLM. Median and mean absolute percentage error.")
@@ -74,6 +76,11 @@ def show(graded: list[Graded], refused: list[Refusal]) -> bool:
     section("By precision", free, lambda g: g.point.precision)
     section("By tensor parallel size", free, lambda g: f"TP {g.point.tp}")
     section("By concurrency", free, lambda g: load_level(g.point.concurrency))
+    section(
+        "Serving sample, B200 (borrowed curves)",
+        borrowed,
+        lambda g: f"{g.point.model}{', saturated' if g.saturated else ''}",
+    )
     section("Other sources (never fitted on)", others, lambda g: f"{g.point.source[:30]}, {g.point.gpu}")
     section(
         "Other sources by model",

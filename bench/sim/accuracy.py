@@ -28,6 +28,7 @@ from bench.sim.step_time import StepTime, build_step_time
 #: Models of the serving sample that the overheads were fitted on. All other models and all other sources are held out.
 FITTED_SOURCE = "NVIDIA serving sample"
 FITTED_MODELS = ("llama-3.1-70b", "gpt-oss-120b", "kimi-k2.5", "qwen3-32b")
+FITTED_GPUS = ("h100-sxm", "h200-sxm")
 METRICS = ("ttft", "tpot", "output_tokens_per_s")
 #: Beyond this share of the KV cache, or of max_num_seqs, the mean demand makes requests wait: a saturated point.
 _SATURATED_RATIO = 0.85
@@ -51,7 +52,9 @@ class Graded:
 
     @property
     def fitted(self) -> bool:
-        return self.point.source == FITTED_SOURCE and self.point.model in FITTED_MODELS and self.point.engine == "vllm"
+        """Whether overheads were fitted on this row's model and GPU (B200 rows chose two factors of all models at once)."""
+        p = self.point
+        return p.source == FITTED_SOURCE and p.model in FITTED_MODELS and p.gpu in FITTED_GPUS and p.engine == "vllm"
 
 
 def lengths(point: Point, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:

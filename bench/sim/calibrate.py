@@ -258,8 +258,7 @@ def _device_names(tree: Any) -> list[tuple[str, int]]:
     found = []
     if isinstance(tree, dict):
         if isinstance(tree.get("name"), str):
-            memory = next((int(v) for k, v in tree.items() if "memory" in k and isinstance(v, (int, float))), 0)
-            found.append((tree["name"], memory))
+            found.append((tree["name"], int(tree.get("memory_bytes") or 0)))
         for value in tree.values():
             found += _device_names(value)
     elif isinstance(tree, list):

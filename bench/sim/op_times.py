@@ -42,7 +42,8 @@ class Overheads:
         small_kernel_s: a norm, rotary embedding, KV write or activation in a CUDA graph, besides its memory traffic.
         small_kernels_per_layer, small_kernels_per_moe_layer: how many of them remain after compilation fused the rest.
         compute_slowdown, memory_slowdown: under load against the locked clocks of the kernel tables.
-            compute_slowdown_before_hopper: on devices below compute capability 9.0, whose clocks hold under load.
+            ..._before_hopper: on devices below compute capability 9.0, whose clocks hold under load; ..._after_hopper: on
+            those from 10.0 on, which borrow Hopper's utilisations and reach less of their higher ceilings.
         weight_only_slowdown: expanding int4 weights, against a 16-bit product of the same traffic.
         host_fixed_s, host_per_running_s: the engine-core process per step, and per running request, where scheduling
             runs ahead of the device (vLLM 0.14 and later); host_per_running_sync_s: before, when the step waits for
@@ -61,7 +62,9 @@ class Overheads:
     small_kernels_per_moe_layer: float = 7.0
     compute_slowdown: float = 1.06
     compute_slowdown_before_hopper: float = 1.03
+    compute_slowdown_after_hopper: float = 1.7
     memory_slowdown: float = 0.96
+    memory_slowdown_after_hopper: float = 1.08
     weight_only_slowdown: float = 1.1
     host_fixed_s: float = 1.0e-3
     host_per_running_s: float = 1.0e-5
@@ -104,15 +107,20 @@ class Device:
         key = {"fp8_block": "fp8", "nvfp4": "fp4"}.get(dtype, dtype)
         return dtype not in WEIGHT_ONLY and (key == "bf16" or key in self.hardware.peak_flops)
 
+    def _slowdowns(self) -> tuple[float, float]:
+        """(compute, memory) against the kernel tables, by generation."""
+        o, capability = self.overheads, float(self.hardware.compute_capability or 0)
+        if capability >= 10.0:
+            return o.compute_slowdown_after_hopper, o.memory_slowdown_after_hopper
+        return (o.compute_slowdown if capability >= 9.0 else o.compute_slowdown_before_hopper), o.memory_slowdown
+
     def timed(self, curve: Curve | None, moved: np.ndarray, flops: np.ndarray, peak: float, *shape: Any) -> np.ndarray:
         """Seconds of a kernel that moves ``moved`` bytes and computes ``flops``, at the curve's utilisation."""
         memory, compute = moved / self.bandwidth, flops / peak
         if curve is None:
             return np.maximum(memory / _BARE_BANDWIDTH_RATIO, compute / _BARE_FLOPS_RATIO) + _BARE_FLOOR_S
-        o = self.overheads
-        hopper = float(self.hardware.compute_capability or 0) >= 9.0
-        limit = o.compute_slowdown if hopper else o.compute_slowdown_before_hopper
-        slow = np.where(compute > memory, limit, o.memory_slowdown)
+        compute_slow, memory_slow = self._slowdowns()
+        slow = np.where(compute > memory, compute_slow, memory_slow)
         return curve.time_s(np.maximum(memory, compute), *shape) * slow
 
 

@@ -153,6 +153,48 @@ def test_runs_of_two_engines_are_refused(tmp_path: Path) -> None:
         calibrate(two, "p")
 
 
+def write_gpu_run(root: Path, slowdown: float, name: str = "NVIDIA H100 80GB HBM3") -> Path:
+    """A run on a GPU whose every step takes ``slowdown`` times what the shipped curves say, at one batch size."""
+    layout = Layout("llama-3.1-8b", "H100-SXM", max_num_seqs=64)
+    array, _, _ = base_array(layout)
+    folder = root / "exp" / "gpu" / "run-1-20260101T000000Z"
+    manifest = {
+        "experiment": "exp", "cell_id": "gpu", "origin": "measured",
+        "cell": {"model": "llama-3.1-8b", "engine": {"kind": "vllm", "args": {"max_num_seqs": 64}}},
+        "engine": dataclasses.asdict(EngineInfo("vllm", "0.32.0", {}, 1)),
+        "provenance": {"gpus": [{"name": name, "memory_bytes": 85520809984}]},
+    }  # fmt: skip
+    writer = RunWriter(folder, manifest)
+    t = 0.0
+    for i in range(100):
+        prefill = i % 10 == 0
+        n, b = (2, 30) if prefill else (0, 32)
+        step_s = slowdown * kernel.step_time_s(array, n, n * 500, n * 500 * 501 / 2, 0, b, b * 600, 600, n + b)[0]
+        t += step_s
+        writer.append_step(EngineStep(i, t, step_s, n + b, 0, 0.1, n * 500, b, n, b, b * 599))
+    writer.finish("complete")
+    return folder
+
+
+def test_on_a_gpu_one_batch_size_moves_the_shipped_curves(tmp_path: Path) -> None:
+    profile = calibrate([RunReader.open(write_gpu_run(tmp_path, 1.2))], "gpu")
+    assert profile.layout.hardware == "H100-SXM"
+    built = build_step_time(load_model("llama-3.1-8b"), load_hardware("h100-sxm"), max_num_seqs=64, profile=profile)
+    shipped = build_step_time(load_model("llama-3.1-8b"), load_hardware("h100-sxm"), max_num_seqs=64)
+    for batch in (4, 32, 64):  # batch sizes that were not recorded keep the shape of the curves
+        a, b = (
+            kernel.step_time_s(s.coefficients(), 0, 0, 0.0, 0, batch, batch * 600, 600, batch)[0]
+            for s in (shipped, built)
+        )
+        assert b / a == pytest.approx(1.2, abs=0.12)
+
+
+def test_a_gpu_that_is_not_in_the_catalogue_is_refused(tmp_path: Path) -> None:
+    run = RunReader.open(write_gpu_run(tmp_path, 1.2, name="NVIDIA Unheard Of"))
+    with pytest.raises(BadInput, match="not in the catalogue"):
+        calibrate([run], "gpu")
+
+
 def test_a_profile_survives_the_disk_and_refuses_other_engines(runs: list[RunReader], tmp_path: Path) -> None:
     profile = calibrate(runs, "p")
     path = save_profile(profile, tmp_path / "profiles")
