@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "ignore_eos": True
 
 #: KV cache of the CPU build where nothing else is asked for, in GiB. vLLM's default is a share of the host's memory.
 CPU_KV_CACHE_GIB = 1
-_SHOWN_ENVIRONMENT = ("VLLM_", "CUDA_VISIBLE_DEVICES", "NCCL_", "OMP_", "HF_HUB_OFFLINE", "PYTORCH_CUDA_ALLOC_CONF")
+_SHOWN_ENVIRONMENT = ("VLLM_", "TORCH_COMPILE_DISABLE", "CUDA_VISIBLE_DEVICES", "NCCL_", "OMP_", "HF_HUB_OFFLINE", "PYTORCH_CUDA_ALLOC_CONF")
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -36,10 +37,19 @@ def prepare_environment(launch: EngineLaunch, step_folder: Path) -> None:
     if num_ranks > 1:
         # "auto" binds one rank per NUMA node and refuses more ranks than nodes; with one rank it is left alone.
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = cpu_binding(num_ranks, sorted(os.sched_getaffinity(0)))
+    if not has_cpp_compiler() and not os.path.exists("/dev/nvidiactl"):
+        # parts of vLLM's CPU build go through torch.compile even with enforce_eager; without a compiler they must not
+        defaults |= {"TORCH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ[vllm_tap.FOLDER_VARIABLE] = str(step_folder)
     os.environ[vllm_tap.CLASS_VARIABLE] = str(launch.args.get("scheduler_cls") or "")
+
+
+def has_cpp_compiler() -> bool:
+    """Whether torch.compile would find a C++ compiler: ``$CXX``, or one of the names that torch looks for."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ["g++", "c++", "clang++"]))
 
 
 def _ranks(args: dict[str, Any]) -> int:
