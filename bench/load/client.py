@@ -25,10 +25,10 @@ from bench.load.control import Control, State, Stop
 from bench.load.spill import SpillWriter
 from bench.load.target import Address, Target
 
-TICK_NS = 50_000_000
+TICK_NS = 100_000_000
 #: A socket whose last data came together with a reset is watched no more by libuv, which tells nobody: quiet
 #: connections are read directly every so many ticks (200 ms).
-QUIET_LOOK_TICKS = 4
+QUIET_LOOK_TICKS = 2
 _MAX_HOLD_S = 60.0
 #: Requests sent in one go, so that a burst of sends does not keep the reads waiting.
 SENDS_PER_TURN = 16

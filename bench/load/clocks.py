@@ -88,7 +88,7 @@ class ClockOffsets:
         """Convert kernel stamps. Without a step the median offset is used, the best estimate of a constant.
 
         With steps, each stamp takes the offset of the reading interval that it falls in; within the one interval that
-        holds a step (a tick, 50 ms) the size of the step remains as an error, which the result reports.
+        holds a step (a tick, 100 ms) the size of the step remains as an error, which the result reports.
         """
         if len(self.offset_ns) == 0:
             raise ValueError("no paired readings")

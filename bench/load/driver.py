@@ -33,7 +33,7 @@ from bench.records import RequestRecord, Schedule, StopRule
 
 #: In-flight requests that one process is given before a second one is used, where the number is not set.
 STREAMS_PER_PROCESS = 1024
-_POLL_S = 0.02
+_POLL_S = 0.1
 _START_LIMIT_S = 60.0
 _LEAD_S = 0.02
 
@@ -294,8 +294,10 @@ class Driver:
         """Until all workers reach ``state``; ``ends`` asks for an early end, after which the drain limit holds."""
         control, abort_at = self.control, None
         began = time.monotonic()
+        pause_s = 0.005  # short runs are not made long by waiting for them
         while not control.all_at_least(state):
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.2, _POLL_S)
             self._check_alive()
             if abort_at is None and ends():
                 if stage == "connect":
