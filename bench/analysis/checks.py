@@ -34,6 +34,8 @@ LATENESS_WARNING_S = 0.010
 PREFIX_HIT_RATIO = 0.01
 SPREAD_RATIO = 0.05
 KV_SPREAD_RATIO = 0.02
+#: Cores kept busy by something else just before a run, while the engine was idle.
+HOST_BUSY_RATIO = 0.15
 #: Below this share of both peaks something other than the device sets the pace.
 FAR_BELOW_RATIO = 0.30
 
@@ -165,6 +167,8 @@ def _engine(facts: RunFacts, run: RunSummary, add: _Add) -> None:
         add("far-below-roofline", f"MFU {mfu:.0%} and MBU {mbu:.0%}: neither compute nor memory is busy. {_likely_cause(facts, run)}",
             "compare with `bench roofline`; look at the step times", "warning")  # fmt: skip
     _oversubscribed(facts, add)
+    _host_busy(facts, add)
+    _server_view(facts, add)
 
 
 def _likely_cause(facts: RunFacts, run: RunSummary) -> str:
@@ -179,6 +183,33 @@ def _likely_cause(facts: RunFacts, run: RunSummary) -> str:
     if running is not None and running < 8:
         return "Likely cause: a batch this small is bound by launches and the host"
     return "Likely cause: host work between steps (scheduler, sampling, detokenising)"
+
+
+def _host_busy(facts: RunFacts, add: _Add) -> None:
+    busy = facts.manifest.get("host_busy_before_ratio")
+    if isinstance(busy, (int, float)) and busy > HOST_BUSY_RATIO:
+        add(
+            "host-busy",
+            f"something else kept {busy:.0%} of this host's cores busy just before the run, while the engine was idle",
+            "stop other programs and run again"
+            if not facts.on_gpu
+            else "host work can slow small models; stop it and run again",
+        )
+
+
+def _server_view(facts: RunFacts, add: _Add) -> None:
+    """Where the server's own counters disagree with the client, or show what the workload did not ask for."""
+    view = facts.manifest.get("server_view")
+    if not isinstance(view, dict):
+        return
+    for text in view.get("disagreements") or ():
+        add(
+            "server-disagrees",
+            str(text),
+            "see server_view in the run's manifest; look for other clients of this server",
+        )
+    for text in view.get("warnings") or ():
+        add("server-view", str(text), "see server_view in the run's manifest")
 
 
 def _oversubscribed(facts: RunFacts, add: _Add) -> None:

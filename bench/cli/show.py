@@ -41,6 +41,7 @@ def command(run: Path, slo: str | None, num_requests: int, provenance: bool, as_
         return
     _header(reader, facts)
     _numbers(summary)
+    _views(facts)
     _warnings(summary)
     _records(reader, num_requests)
     _provenance(facts, provenance)
@@ -127,6 +128,48 @@ def _numbers(summary: RunSummary) -> None:
         click.secho("\nnot available", bold=True)
         for key, why in summary.absent.items():
             click.echo(f"  {METRICS[key].title if key in METRICS else key}: {why}")
+
+
+def _views(facts: RunFacts) -> None:
+    """What the load generator says of itself, and the server's own counts beside the client's."""
+    client, view = facts.client, facts.manifest.get("server_view")
+    if client:
+        click.secho("\nclient", bold=True)
+        verdict = f"LIMITED: {client.get('reason')}" if client.get("client_limited") else "not the limit"
+        click.echo(f"  verdict: {verdict}; receive times stamped by {client.get('stamps') or 'unknown'}")
+        for key, title in (
+            ("send_lateness", "send lateness"),
+            ("loop_lag", "event-loop lag"),
+            ("read_lag", "read lag"),
+        ):
+            q = client.get(key)
+            if isinstance(q, dict) and q.get("num"):
+                parts = [
+                    f"{n} {_value_text(key, 's', q[f'{n}_s'])}"
+                    for n in ("p50", "p99", "max")
+                    if q.get(f"{n}_s") is not None
+                ]
+                click.echo(f"  {title}: {'   '.join(parts)}")
+        if client.get("cpu_share"):
+            click.echo("  CPU of each client process: " + ", ".join(f"{float(x):.1%}" for x in client["cpu_share"]))
+    if isinstance(view, dict):
+        click.secho("\nserver's own view beside the client's", bold=True)
+        for title, server, mine in (
+            ("requests", "server_requests", "client_requests"),
+            ("prompt tokens", "server_prompt_tokens", "client_prompt_tokens"),
+            ("output tokens", "server_output_tokens", "client_output_tokens"),
+        ):
+            theirs = view.get(server)
+            click.echo(f"  {title}: server {'n/a' if theirs is None else f'{theirs:,.0f}'}, client {view.get(mine):,}")
+        for key, title in (("ttft_mean_s", "mean TTFT"), ("tpot_mean_s", "mean TPOT")):
+            pair = [view.get(f"{who}_{key}") for who in ("server", "client")]
+            told = [
+                f"{who} {_value_text(key, 's', v)}"
+                for who, v in zip(("server", "client"), pair, strict=True)
+                if v is not None
+            ]
+            if told:
+                click.echo(f"  {title}: {', '.join(told)}")
 
 
 def _rows(values: dict[str, float]) -> list[tuple[str, str, str]]:

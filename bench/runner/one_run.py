@@ -25,7 +25,7 @@ from bench.workload.synthetic import repeat_seed
 #: Between the sampler's start and the run's zero: idle readings of the loaded engine (2 s = 20 counter periods) once per
 #: engine, then only what it takes for the sampler to be there.
 IDLE_BASELINE_S = 2.5
-LEAD_S = 0.25
+LEAD_S = 0.6
 RATE_WINDOW_S = 5.0
 PROGRESS_EVERY_S = 0.25
 
@@ -175,7 +175,7 @@ def _measure(
     tally = _Tally(report)
     path = writer.folder / TELEMETRY
     with sampled(context.experiment.telemetry, path, t0, context.info, engine.pids) as telemetry:
-        time.sleep(max(0.0, t0 - time.monotonic()))
+        busy_ratio = _busy_until(t0)
         for record in engine.run(schedule, writer, t0, run_limit_s=limits.run_s, idle_limit_s=limits.idle_s):
             writer.append_request(record)
             tally.add(record)
@@ -187,6 +187,7 @@ def _measure(
         idle_w = loaded_idle_power(path, -lead_s, 0.0)
     final = {
         "telemetry": {**telemetry.facts(), "idle_power_w": idle_w or {}},
+        "host_busy_before_ratio": busy_ratio,
         "duration_s": duration_s,
         "ended_s": ended_s,
     }
@@ -197,6 +198,24 @@ def _measure(
         raise FailedRun(failure, writer.folder, engine_died=False)
     writer.finish("complete", **final)
     return RunResult(writer.folder, tally.num_measured, tally.overall_rate(), idle_w)
+
+
+def _busy_until(t0: float) -> float | None:
+    """Sleep until ``t0`` and say how busy the host's cores were meanwhile, 0-1: the engine is idle, so this is other work.
+
+    None where there was no time left to tell (under 0.1 s).
+    """
+    import psutil
+
+    start = time.monotonic()
+    before = psutil.cpu_times()
+    time.sleep(max(0.0, t0 - start))
+    after = psutil.cpu_times()
+    if time.monotonic() - start < 0.1:
+        return None
+    idle = (after.idle - before.idle) + (getattr(after, "iowait", 0.0) - getattr(before, "iowait", 0.0))
+    total = sum(after) - sum(before)
+    return min(1.0, max(0.0, 1.0 - idle / total)) if total > 0 else None
 
 
 class _Tally:
