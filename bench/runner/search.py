@@ -201,7 +201,13 @@ def _bracket(
         elif met is None and not_met is None:
             # No verdict at the start: look for one on both sides.
             up = min(rounded(level * 2), highest)
-            if up > level and levels.verdict(up) == "not met":
+            above = levels.verdict(up) if up > level else "unresolved"
+            if above == "met":
+                met, level = up, min(rounded(up * 2), highest)
+                if up >= highest:
+                    return met, not_met
+                continue
+            if above == "not met":
                 not_met = up
             if level <= lowest:
                 return met, not_met

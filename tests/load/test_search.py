@@ -99,3 +99,48 @@ def test_knee_at_the_edge_is_said() -> None:
     assert find_knee(points).at_edge
     with pytest.raises(BadInput):
         find_knee(points[:2])
+
+
+def live_probe(url: str, num_tokens: int = 10):
+    """TPOT p50 of a closed loop against a live server."""
+    from bench.load.driver import drive
+    from bench.load.schedule import closed_loop
+    from bench.load.target import Target
+    from tests.load.conftest import make_requests
+
+    def probe(level: float, repeat: int) -> Probe:
+        n = round(level)
+        result = drive(closed_loop(make_requests(4 * n, osl=num_tokens), n), Target(url, model="mock"))
+        result.close()
+        # The first and the last of each slot run while the loop fills and empties: the middle is at full concurrency.
+        middle = sorted(result.records, key=lambda r: r.sent_s or 0)[n : 3 * n]
+        tpot = [(r.last_token_s - r.first_token_s) / (num_tokens - 1) for r in middle]  # type: ignore[operator]
+        return Probe(level, (Margin("tpot p50", float(np.median(tpot)), 0.0275),))
+
+    return probe
+
+
+def test_a_live_search_never_claims_more_than_the_mock_s_known_optimum() -> None:
+    """Inter-token time = 10 ms + 2.5 ms for each running request: 27.5 ms allow 7 at once, 8 (30 ms) are beyond. A busy
+    test machine only adds time, so whatever it does, 8 must never be called met."""
+    from bench.load.mock import Delay, MockConfig, running_mock
+
+    config = MockConfig(ttft=Delay(0.005), itl=Delay(0.010), itl_per_running_s=0.0025)
+    with running_mock(config) as url:
+        result = find_highest(live_probe(url), start=4, lowest=2, highest=16, whole=True, max_runs=3)
+    assert result.highest_met is None or result.highest_met <= 7
+    assert all(p.run == "" and len(p.margins) == 1 for level in result.levels for p in level.probes)
+
+
+def test_a_start_without_a_verdict_is_left_upwards_too() -> None:
+    """Noise at the start alone must not end the search."""
+    base = probe_with(40, 0.0)
+    rng = np.random.default_rng(3)
+
+    def probe(level: float, repeat: int) -> Probe:
+        if level == 8:
+            return Probe(level, (Margin("ttft_p99", 0.5 + rng.standard_normal(), 0.5),))
+        return base(level, repeat)
+
+    result = find_highest(probe, start=8, lowest=1, highest=512, tolerance_ratio=0.05)
+    assert result.status == "found" and result.highest_met is not None and 38 <= result.highest_met <= 40
