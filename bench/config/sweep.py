@@ -122,8 +122,8 @@ def slug(axes: dict[str, Any], spec: CellSpec) -> str:
     parts.append(f"{short.get(level_name, level_name)}{level:g}")
     for name, value in axes.items():
         tail = axis_path(name)[-1]
-        if tail in ("tensor_parallel_size", level_name):
-            continue
+        if tail in ("tensor_parallel_size", level_name) or axis_path(name) == ("load",):
+            continue  # stands at the front already
         text = re.sub(r"[^a-z0-9.]+", "x", str(value).lower()).strip("x")
         parts.append(f"{short.get(tail, tail)}{text}"[:24])
     return re.sub(r"-+", "-", "-".join(p for p in parts if p))[:70]
