@@ -92,7 +92,7 @@ def _ceilings(axes: Axes, summary: dict[str, Any], low: float, high: float) -> N
     axes.annotate(
         si(slope, "B/s"),
         (low * 1.3, low * 1.3 * slope),
-        xytext=(0, 10),
+        xytext=(-8, 16),
         textcoords="offset points",
         rotation=30,
         fontsize=8,

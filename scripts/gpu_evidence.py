@@ -14,14 +14,10 @@ import argparse
 import contextlib
 import datetime
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,84 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts import evidence_results as measured  # noqa: E402
-from scripts.evidence_parts import Part, Programme, programme  # noqa: E402
-
-STATE = "state.json"
-SCHEMA_VERSION = 1
-#: Weights are random and every prompt is token ids: nothing is fetched, so nothing may try to.
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
-
-
-class PartFailed(Exception):
-    """A part cannot be completed; the text says why and stands in the state file."""
-
-
-@dataclass(slots=True)
-class Evidence:
-    """One programme in one folder, with its state on disk."""
-
-    plan: Programme
-    folder: Path
-    budget_s: float
-    state: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        file = self.folder / STATE
-        if file.exists():
-            self.state = json.loads(file.read_text())
-            if self.state.get("programme") != self.plan.name:
-                sys.exit(f"{self.folder} holds the programme {self.state.get('programme')}; give another --out")
-        else:
-            self.state = {
-                "schema_version": SCHEMA_VERSION,
-                "programme": self.plan.name,
-                "parts": {},
-                "started_utc": _utc(),
-            }
-
-    def save(self) -> None:
-        """Write the state atomically."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / (STATE + ".part")
-        part.write_text(json.dumps(self.state, indent=1) + "\n")
-        os.replace(part, self.folder / STATE)
-
-    def status(self, name: str) -> str:
-        """``missing``, ``complete``, ``partial`` (some runs failed), ``failed`` or ``not possible here``."""
-        return str(self.state["parts"].get(name, {}).get("status", "missing"))
-
-    def is_done(self, part: Part) -> bool:
-        """Whether a part is complete, and not made from something that has changed since."""
-        if self.status(part.name) != "complete":
-            return False
-        order = {name: entry.get("order", 0) for name, entry in self.state["parts"].items()}
-        before = self.plan.parts[: self.plan.parts.index(part)]
-        return not part.derived or all(order.get(p.name, 0) < order[part.name] for p in before)
-
-    def learned(self, experiment: str) -> dict[str, str]:
-        """Which axes a cell of ``experiment`` must have for calibration to have seen it (impossible ones: none did)."""
-        return self.plan.learn_only if experiment == self.plan.offline[0] else {"": "never"}
-
-    @property
-    def results(self) -> Path:
-        """Where the runs go."""
-        return self.folder / "results"
-
-    @property
-    def gpu_used_s(self) -> float:
-        """GPU time of all parts so far, failed tries included."""
-        return sum(p.get("gpu_used_s", 0.0) for p in self.state["parts"].values())
-
-    @property
-    def gpu(self) -> str | None:
-        """The catalogue's name of the device, once the kernels have been measured; None when it is not in there."""
-        return measured.hardware_of(self.folder / "kernels")
-
+from scripts.evidence_parts import Part, programme  # noqa: E402
+from scripts.evidence_state import STATE, Evidence, PartFailed, bench, utc  # noqa: E402
 
 # ---- running parts ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +77,7 @@ def run_part(evidence: Evidence, part: Part) -> tuple[float, bool]:
         "status": status,
         "reason": reason,
         "order": 1 + max((p.get("order", 0) for p in evidence.state["parts"].values()), default=0),
-        "ended_utc": _utc(),
+        "ended_utc": utc(),
         "wall_s": round(took_s, 1),
         "gpu_used_s": round(before + (took_s if part.gpu_s else 0.0), 1),
     }
@@ -178,48 +98,6 @@ def _status_of(code: int, part: Part, evidence: Evidence) -> tuple[str, str | No
     some = measured.complete_runs(evidence.results, Path(part.argv[1]).stem) if part.failed_ok else []
     reason = f"bench {part.argv[0]} ended with {code}, {len(some)} runs are complete; see logs/{part.name}.log"
     return ("partial" if code == 1 and some else "failed"), reason
-
-
-def bench(evidence: Evidence, name: str, argv: list[str], limit_s: float, output: Path | None = None) -> int:
-    """``bench ARGV`` in a process group of its own, its output in logs/NAME.log (stdout in ``output`` if given).
-
-    Past its limit it gets an interrupt, which ends engines cleanly, and is killed half a minute later. Raises PartFailed
-    then; a user's interrupt is passed on the same way.
-    """
-    logs = evidence.folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "bench", *argv]
-    environment = {**OFFLINE, **os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), environment.get("PYTHONPATH")) if p)
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context((logs / f"{name}.log").open("ab"))
-        log.write(f"$ bench {' '.join(argv)}\n".encode())
-        log.flush()
-        out: Any = stack.enter_context(output.open("wb")) if output else log
-        process = subprocess.Popen(
-            command,
-            cwd=Path.cwd(),
-            env=environment,
-            stdout=out,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            return process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            raise PartFailed(f"not finished after {limit_s:.0f} s; the same command continues it") from None
-        finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for sign, wait_s in ((signal.SIGINT, 30.0), (signal.SIGKILL, 5.0)):
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, sign)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(wait_s)
 
 
 # ---- parts that are more than one command ----------------------------------------------------------------------------
@@ -363,9 +241,11 @@ def dry_run(evidence: Evidence) -> int:
         held = f"{part.gpu_s / 60:4.1f} min GPU" if part.gpu_s else "       no GPU"
         print(f"  {part.name:13} {evidence.status(part.name):9} {held}  {part.what}")
         print(f"  {'':13} {command}")
-    print(
-        f"GPU time: about {plan.gpu_s / 60:.0f} min in all (an estimate for one H100 or H200), {evidence.gpu_used_s / 60:.1f} min used"
-    )
+    if plan.gpu_s:
+        used = f"{evidence.gpu_used_s / 60:.1f} min used"
+        print(f"GPU time: about {plan.gpu_s / 60:.0f} min in all (an estimate for one H100 or H200), {used}")
+    else:
+        print("a rehearsal: no GPU, a few minutes, and figures that mean nothing")
     return 0
 
 
@@ -414,10 +294,6 @@ def _gpu_slug() -> str:
 
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n")
-
-
-def _utc() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _stamp() -> str:
