@@ -7,7 +7,6 @@ parts. Files are private to the user and deleted with the run's scratch folder.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from array import array
@@ -124,22 +123,16 @@ class SpillWriter:
 
 def read_spill(path: Path) -> Iterator[Outcome]:
     """Outcomes in the order of their ends. Parts of one response are joined."""
-    if not path.exists() or path.stat().st_size == 0:
+    if not path.exists():
         return
-    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
-        at, parts = 0, {}  # type: ignore[var-annotated]
-        while at + _HEAD.size <= len(m):
-            kind, position, due, sent, connect, end, code, flags, num_text, num_stamps, num_ends, num = (
-                _HEAD.unpack_from(m, at)
-            )
-            at += _HEAD.size
-            text = m[at : at + num_text]
-            stamps = m[at + num_text : at + num_text + num_stamps]
-            at += num_text + num_stamps
-            ends = np.frombuffer(m[at : at + 4 * num_ends], dtype=np.uint32).astype(np.int64)
-            at += 4 * num_ends
-            data = m[at : at + num]
-            at += num
+    parts: dict[int, list[tuple[bytes, np.ndarray, bytes]]] = {}
+    with open(path, "rb", buffering=1 << 20) as f:
+        while len(head := f.read(_HEAD.size)) == _HEAD.size:
+            kind, position, due, sent, connect, end, code, flags, *sizes = _HEAD.unpack(head)
+            num_text, num_stamps, num_ends, num = sizes
+            text, stamps = f.read(num_text), f.read(num_stamps)
+            ends = np.frombuffer(f.read(4 * num_ends), dtype=np.uint32).astype(np.int64)
+            data = f.read(num)
             if kind == PART:
                 parts.setdefault(position, []).append((stamps, ends, data))
                 continue
