@@ -368,7 +368,7 @@ def act(s, r, steps, row):  # type: ignore[no-untyped-def]
     if has_requests(s, r):
         t = dispatch(s, r, t, steps, row)
         if s.rep[r, NUM_BATCHES] < s.rep[r, DEPTH] and (s.rep[r, EXECUTED] > 0 or has_requests(s, r)):
-            s.clock[r, NEXT_S] = t
+            s.clock[r, NEXT_S] = t if s.rep[r, EXECUTED] > 0 else t + IDLE_SLEEP_S
             return s.rep[r, EXECUTED]
     elif s.rep[r, NUM_BATCHES] == 0:
         s.clock[r, NEXT_S] = math.inf

@@ -91,7 +91,7 @@ class Engine:
         if self.scheduler.has_requests():
             t = self._dispatch(t)
             if len(self._queue) < self._depth and (self._executed or self.scheduler.has_requests()):
-                self.next_s = t
+                self.next_s = t if self._executed else t + IDLE_SLEEP_S
                 return None
         elif not self._queue:
             self.next_s = math.inf

@@ -245,26 +245,26 @@ class Theirs:
         return (plan, emits), trace
 
     def update(self, plan: Any) -> list[Any]:
-        output, emits = plan
-        ids = list(output.num_scheduled_tokens)
-        tokens = [[self._next_token(request_id)] if emits[request_id] else [] for request_id in ids]
-        outputs = self.scheduler.update_from_output(
-            output,
-            self.vllm.output(
-                req_ids=ids,
-                req_id_to_index={r: i for i, r in enumerate(ids)},
-                sampled_token_ids=tokens,
-                logprobs=None,
-                prompt_logprobs_dict={},
-                pooler_output=[],
-            ),
-        )
+        outputs = self.scheduler.update_from_output(plan[0], self.output_of(plan))
         per_request = [o for client in outputs.values() for o in client.outputs]
         return [
             [int(o.request_id) for o in per_request if o.new_token_ids],
             [int(o.request_id) for o in per_request if o.finish_reason is not None],
             self._free_list(),
         ]
+
+    def output_of(self, plan: Any) -> Any:
+        """What a model runner would return for the plan: a token of its own for every request that has one due."""
+        output, emits = plan
+        ids = list(output.num_scheduled_tokens)
+        return self.vllm.output(
+            req_ids=ids,
+            req_id_to_index={r: i for i, r in enumerate(ids)},
+            sampled_token_ids=[[self._next_token(request_id)] if emits[request_id] else [] for request_id in ids],
+            logprobs=None,
+            prompt_logprobs_dict={},
+            pooler_output=[],
+        )
 
     def _free_list(self) -> list[int]:
         pool = self.scheduler.kv_cache_manager.block_pool
