@@ -27,7 +27,7 @@ import numpy as np
 
 from bench.catalog.model import load_model, materialise
 from bench.engines.host import EngineLaunch, EngineProcess
-from bench.engines.processes import descendants
+from bench.engines.processes import descendants, shared_memory_of
 from bench.engines.vllm_setup import CPU_KV_CACHE_GIB
 from bench.records import EngineStep, Request, Schedule
 
@@ -143,10 +143,13 @@ class Theirs:
 
     def stop(self) -> None:
         pids = self.pids()
+        shared = shared_memory_of(pids)
         for pid in pids:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        for path in shared:
+            Path(path).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
