@@ -1,7 +1,9 @@
 """Calibrate on some cells of ``validate-sim``, predict the others, and compare with what was measured.
 
-    bench run configs/experiments/validate-sim.yaml
-    python scripts/validate_sim.py [results/runs/validate-sim] [--json FILE] [--figure FILE]
+    python scripts/validate_sim.py [FOLDER] [--json FILE] [--figure FILE]
+
+Without FOLDER it first runs what is missing of the experiment (real vLLM; about three minutes on two cores). With it, the
+runs in that folder are compared. Delete ``results/runs/validate-sim`` to measure anew.
 
 Calibration cells are named in :data:`CALIBRATION`; no step of any other cell enters the profile. Each other cell is then
 simulated with the very requests that were sent, and output tokens per second, TPOT p50 and TTFT p50 are compared. Exit
@@ -14,6 +16,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ from bench.catalog.model import load_model
 from bench.config.experiment import CellSpec, load_level, mean_length_tokens
 from bench.errors import BenchError
 from bench.records import RequestRecord, Schedule
+from bench.runner.results import experiment_folder
 from bench.runner.schedules import build_schedule
 from bench.sim.calibrate import calibrate
 from bench.sim.inputs import Fleet, Replica, SimInputs, SimResult, prepare
@@ -38,6 +42,7 @@ from bench.store import RunReader, list_cells, list_runs
 #: (load level, prompt tokens) of the cells that calibrate, offline batches and closed loops apart.
 CALIBRATION = {("batch_size", 1, 128), ("batch_size", 4, 128), ("batch_size", 16, 128), ("batch_size", 4, 384), ("batch_size", 16, 384),
                ("concurrency", 2, 128), ("concurrency", 8, 128), ("concurrency", 8, 384)}  # fmt: skip
+EXPERIMENT = Path(__file__).resolve().parents[1] / "configs" / "experiments" / "validate-sim.yaml"
 METRICS = ("output_tokens_per_s", "tpot_p50_s", "ttft_p50_s")
 LIMITS = {"output_tokens_per_s": 0.07, "tpot_p50_s": 0.10, "ttft_p50_s": 0.15}
 TITLES = {"output_tokens_per_s": "output tokens/s", "tpot_p50_s": "TPOT p50", "ttft_p50_s": "TTFT p50"}
@@ -203,16 +208,27 @@ def figure(compared: list[Compared], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare predictions after calibration with measurements.")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("results/runs/validate-sim"))
+    parser.add_argument("folder", type=Path, nargs="?", help="runs of the experiment; default: run it here")
     parser.add_argument("--profiles", type=Path, default=Path("results/profiles"))
     parser.add_argument("--json", type=Path, help="write the comparison here")
     parser.add_argument("--figure", type=Path, help="write the picture here (PNG)")
     arguments = parser.parse_args()
     try:
+        if arguments.folder is None:
+            arguments.folder = measure()
         return compare(arguments)
     except BenchError as e:
         print(f"validate_sim: {e}", file=sys.stderr)
         return e.exit_code
+
+
+def measure() -> Path:
+    """Run what is missing of the experiment and return its folder. Raises BenchError when some of it failed."""
+    folder = experiment_folder("validate-sim")
+    command = [sys.executable, "-m", "bench", "run", str(EXPERIMENT), "--plain", "--no-report"]
+    if subprocess.run(command, check=False).returncode:
+        raise BenchError("the experiment did not complete", where=str(folder), next_step="see its messages above")
+    return folder
 
 
 def compare(arguments: argparse.Namespace) -> int:
