@@ -14,7 +14,6 @@ from bench.errors import EXIT_DONE
 
 if TYPE_CHECKING:
     from bench.config.decision import Decision
-    from bench.decide.breakeven import BreakEven
     from bench.decide.decision import Compared
 
 
@@ -145,50 +144,26 @@ def to_json(compared: Compared) -> dict[str, Any]:
     }
 
 
-def volume_text(tokens: float) -> str:
-    """10,000,000 -> '10 M'."""
-    from bench.units import significant
-
-    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= factor * 0.9995:
-            return f"{significant(tokens / factor)} {letter}"
-    return significant(tokens)
-
-
-def crossing_text(pair: BreakEven) -> str:
-    """From which volume on, with its interval, in words."""
-    if pair.crossing.first_tokens is None or pair.first is None:
-        return "never: a full GPU costs more per token than the API"
-    if pair.crossing.first_tokens == 0:
-        return "at any volume"
-    text = f"{volume_text(pair.first.value)}/month"
-    if pair.first.low is not None:
-        high = "never" if pair.never_within_interval or pair.first.high is None else volume_text(pair.first.high)
-        text += f" ({volume_text(pair.first.low)} – {high})"
-    always = pair.crossing.always_tokens
-    if always is not None and always > pair.crossing.first_tokens * 1.001:
-        text += f"; for good from {volume_text(always)}"
-    return text
-
-
-def _share(ratio: float) -> str:
-    return "<1%" if ratio < 0.01 else f"{ratio:.0%}"
-
-
 def _print(compared: Compared) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bench.report.decision_text import answer_sentence, crossing_text, share_text, volume_text
     from bench.units import significant, usd_text
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(f"{compared.name}: {compared.why}", markup=False, highlight=False)
+    hosts = [o.option for o in compared.options]
+    for volume in compared.volumes:
+        console.print(answer_sentence(hosts, compared.apis, compared.mix, volume), markup=False, highlight=False)
     table = Table("option", "tokens/s", "$/M at full use", *[f"{volume_text(v)}/month" for v in compared.volumes])
     for o in compared.options:
         s = o.option
         cells = []
         for v in compared.volumes:
-            usage = f" ({s.num_replicas(v)}×, {_share(s.utilisation(v))} used)" if s.billing == "around_clock" else ""
+            usage = (
+                f" ({s.num_replicas(v)}×, {share_text(s.utilisation(v))} used)" if s.billing == "around_clock" else ""
+            )
             cells.append(usd_text(s.monthly_usd(v)) + usage)
         per_million = usd_text(s.usd_per_replica_hour / 3600 / s.tokens_per_s.value * 1e6)
         rate = f"{significant(s.tokens_per_s.value)} {'' if s.origin == 'measured' else f'({s.origin})'}"

@@ -14,7 +14,6 @@ from bench.errors import EXIT_DONE, BadInput
 
 if TYPE_CHECKING:
     from bench.config.demand import Demand
-    from bench.decide.capacity import Verdict
     from bench.decide.plan import Plan, SizedFleet
 
 
@@ -231,37 +230,24 @@ def _fleet_json(f: SizedFleet) -> dict[str, Any]:
     }
 
 
-def answer(plan: Plan) -> str:
-    """The plan in one sentence."""
-    best = plan.fleets[0]
-    c = best.cost
-    spare = c.num_replicas - c.num_serving
-    return (
-        f"{c.num_replicas} × {best.name} ({c.num_gpus} GPUs, {c.num_serving} to serve and {spare} spare) carry "
-        f"{plan.peak_per_s:g} requests/s within {plan.slo.text} for ${c.always_usd_per_month:,.0f} a month"
-        f" (${c.always_usd_per_million:.3g} per million tokens)"
-    )
-
-
-def checked_text(f: SizedFleet) -> str:
-    """What the simulation of the peak said, in one cell of a table."""
-    if f.at_peak is None:
-        return "measured"
-    met = "met" if f.at_peak.met else "MISSED"
-    beyond = "" if f.beyond is None else f"; at 1.5×: {'met' if f.beyond.met else 'missed'}"
-    return f"{met}, worst at {f.at_peak.worst:.0%} of its limit{beyond}"
-
-
 def _print(plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bench.report.decision_text import (
+        autoscaled_text,
+        checked_text,
+        flip_lines,
+        growth_text,
+        plan_answer,
+        risk_text,
+    )
     from bench.units import significant, usd_text
 
     console = Console(width=None if sys.stdout.isatty() else 150)
     say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
     label = " (SIMULATED)" if plan.fleets[0].origin == "simulated" else ""
-    say(answer(plan) + label + ".")
+    say(plan_answer(plan) + label + ".")
     table = Table(
         "fleet",
         "replicas",
@@ -291,52 +277,16 @@ def _print(plan: Plan) -> None:
     console.print(table)
     if plan.why_runner_up_lost:
         say(f"runner-up: {plan.why_runner_up_lost}")
+    if scaled := autoscaled_text(plan):
+        say(scaled)
     for line in flip_lines(plan):
         say(line)
     for name, v in plan.risks:
         say(risk_text(name, v))
     if plan.stages:
-        now, then = plan.stages[0], plan.stages[-1]
-        say(
-            f"growth of {plan.demand.growth_per_month:.0%} a month: {now.num_replicas} replicas "
-            f"({usd_text(now.usd_per_month)} a month) now, {then.num_replicas} ({usd_text(then.usd_per_month)}) in "
-            f"{then.month} months; fleets above are sized for the latter"
-        )
+        say(growth_text(plan))
     for x in plan.lost:
         say(f"not in the list: {x.name}: {x.reason}")
     say(f"price: {plan.fleets[0].usd_per_gpu_hour:.2f} $/GPU-h, {plan.fleets[0].price_source}; a month is 720 hours")
     for w in plan.warnings:
         say(f"{w.severity}: {w.message}; {w.remedy}")
-
-
-def risk_text(name: str, v: Verdict) -> str:
-    """What the peak does to the winner with some replicas lost, in one line."""
-    wait = "∞" if v.wait_p99_s == float("inf") else f"{v.wait_p99_s * 1e3:,.0f} ms"
-    return (
-        f"at the peak, {name}: SLO {'met' if v.met else 'MISSED'}; {1 - v.good_ratio:.1%} of requests over a limit, "
-        f"{v.waited_ratio:.1%} queue for longer than 0.1 s, queue p99 {wait} (SIMULATED)"
-    )
-
-
-def flip_lines(plan: Plan) -> list[str]:
-    """What must change before the answer flips, one line each."""
-    f = plan.flips
-    if f is None:
-        return []
-    out = []
-    best = plan.fleets[0].name
-    if f.price_factor is not None:
-        out.append(f"flips if the price of {best} rises {f.price_factor - 1:.0%} (then {f.price_winner})")
-    if f.throughput_factor is not None:
-        out.append(
-            f"flips if its capacity is {1 - f.throughput_factor:.0%} lower than thought (then {f.throughput_winner})"
-        )
-    if f.less_volume_factor is not None:
-        out.append(
-            f"flips if the peak is only {f.less_volume_factor * plan.peak_per_s:.3g} requests/s (then {f.less_volume_winner})"
-        )
-    if f.more_volume_factor is not None:
-        out.append(
-            f"flips if the peak is {f.more_volume_factor * plan.peak_per_s:.3g} requests/s (then {f.more_volume_winner})"
-        )
-    return out or ["nothing flips it within a factor of ten in price, capacity or volume"]

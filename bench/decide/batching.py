@@ -38,6 +38,7 @@ class SpeedCurve:
     points: tuple[SpeedPoint, ...]
     origin: str
     source: str
+    model: str = ""
 
     @property
     def best(self) -> SpeedPoint:
@@ -58,7 +59,7 @@ def batch_curve(spec: ReplicaSpec, isl: int, osl: int, concurrencies: Sequence[i
         )
     points = tuple(_point(model, isl, osl, c) for c in sorted(set(concurrencies)))
     text = f"simulated: {spec.model.name} on {spec.name}, ISL {isl:,}, OSL {osl:,}; {model.step_time.source}"
-    return SpeedCurve(points, "simulated", text)
+    return SpeedCurve(points, "simulated", text, spec.model.name)
 
 
 def _point(model: ReplicaModel, isl: int, osl: int, concurrency: int) -> SpeedPoint:

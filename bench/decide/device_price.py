@@ -20,6 +20,8 @@ def device_price(
     In this order: the price given here; ``gpu_price_usd_per_hour``; the offer, provider or file named in ``prices``; the
     median of the catalogue's on-demand offers for the device, with the lowest and highest beside it.
     """
+    if not facts.devices_known:
+        return None, [], facts.why_no_devices
     own = own_usd_per_hour
     if own is None and experiment is not None:
         own = experiment.gpu_price_usd_per_hour

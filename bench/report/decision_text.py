@@ -49,27 +49,27 @@ def answer_sentence(options: Sequence[SelfHost], apis: Sequence[ApiOption], mix:
     ours, theirs = host.monthly_usd(volume_tokens), api.monthly_usd(volume_tokens, mix)
     found = crossing(host, api.usd_per_token(mix))
     if found.first_tokens is None or found.always_tokens is None:
-        when = f"it never beats {api.name}, whatever the volume"
+        when = f"never beats {api.name}, whatever the volume"
     elif found.first_tokens == 0:
-        when = f"it beats {api.name} at any volume"
+        when = f"beats {api.name} at any volume"
     elif found.always_tokens > found.first_tokens * 1.001:
         when = (
-            f"it beats {api.name} from {volume_text(found.first_tokens)} tokens a month on, "
+            f"beats {api.name} from {volume_text(found.first_tokens)} tokens a month on, "
             f"for good from {volume_text(found.always_tokens)}"
         )
     else:
-        when = f"it beats {api.name} from {volume_text(found.first_tokens)} tokens a month on"
+        when = f"beats {api.name} from {volume_text(found.first_tokens)} tokens a month on"
     head = f"At {volume_text(volume_tokens)} tokens a month"
     if ours <= theirs:
         times = "" if not ours > 0 else f", {significant(theirs / ours)} times as much"
         return (
             f"{head}, self-hosting is cheapest: {host.name} for {usd_text(ours)} a month; the cheapest API, {api.name}, "
-            f"costs {usd_text(theirs)}{times}; {host.name}: {when}."
+            f"costs {usd_text(theirs)}{times}; {host.name} {when}."
         )
     times = "" if not theirs > 0 else f", {significant(ours / theirs)} times as much"
     return (
         f"{head}, an API is cheapest: {api.name} for {usd_text(theirs)} a month; the cheapest self-hosted option, "
-        f"{host.name}, costs {usd_text(ours)}{times}; {host.name}: {when}."
+        f"{host.name}, costs {usd_text(ours)}{times}; {host.name} {when}."
     )
 
 
@@ -82,6 +82,19 @@ def plan_answer(plan: Plan) -> str:
         f"{c.num_replicas} × {best.name} ({c.num_gpus} GPUs, {c.num_serving} to serve and {spare} spare) carry "
         f"{plan.peak_per_s:.4g} requests/s within {plan.slo.text} for ${c.always_usd_per_month:,.0f} a month"
         f" (${c.always_usd_per_million:.3g} per million tokens)"
+    )
+
+
+def autoscaled_text(plan: Plan) -> str:
+    """Which fleet is cheapest when it follows the day; "" where autoscaling saves nothing."""
+    best = min(plan.fleets, key=lambda f: f.cost.scaled_usd_per_month)
+    c = best.cost
+    if c.scaled_usd_per_month >= plan.fleets[0].cost.always_usd_per_month * (1 - 1e-9):
+        return ""
+    same = "the same fleet" if best is plan.fleets[0] else f"{c.num_replicas} × {best.name}"
+    return (
+        f"with autoscaling (engines start in {plan.demand.engine_start_s:g} s, paid meanwhile) {same} is cheapest: "
+        f"{usd_text(c.scaled_usd_per_month)} a month, {usd_text(c.scaled_usd_per_million)} per million tokens"
     )
 
 
