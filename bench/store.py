@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 import types
@@ -456,10 +457,11 @@ def list_runs(cell_folder: Path) -> list[RunReader]:
 
 
 def list_cells(experiment_folder: Path) -> list[Path]:
-    """Cell folders of an experiment's results, by name."""
+    """Cell folders of an experiment's results, by name; numbers in names count as numbers (c4 before c16)."""
     if not experiment_folder.is_dir():
         return []
-    return sorted(p for p in experiment_folder.iterdir() if p.is_dir() and any(p.glob("run-*/manifest.json")))
+    found = [p for p in experiment_folder.iterdir() if p.is_dir() and any(p.glob("run-*/manifest.json"))]
+    return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)])
 
 
 def records_to_columns(records: Iterable[Any]) -> dict[str, list[Any]]:

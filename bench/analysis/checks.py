@@ -71,6 +71,7 @@ def _origin(facts: RunFacts, add: _Add) -> None:
     elif facts.origin == "imported":
         source = facts.manifest.get("imported_from") or "another tool's file"
         add("imported", f"imported from {source}, not measured here", "trust it as far as its source", "note")
+        _imported(facts, add)
     weights = facts.spec.weights if facts.spec is not None else facts.manifest.get("weights")
     if weights == "dummy" and facts.origin == "measured":
         add(
@@ -82,6 +83,27 @@ def _origin(facts: RunFacts, add: _Add) -> None:
         )
 
 
+def _imported(facts: RunFacts, add: _Add) -> None:
+    """What the reader of the foreign file could not map, and which of the tool's own numbers its records do not give."""
+    about = facts.manifest.get("imported")
+    if not isinstance(about, dict):
+        return
+    notes, differing = about.get("notes"), about.get("not_reproduced")
+    if isinstance(notes, list) and notes:
+        text = "; ".join(str(n) for n in notes)
+        add("imported-mapping", f"how the file was read: {text}", "see docs/importing.md for the definitions", "note")
+    if isinstance(differing, list) and differing:
+        text = f"the file's records do not give its own summary: {', '.join(str(k) for k in differing)}"
+        add(
+            "imported-differs",
+            text,
+            "look at both in the run's manifest; the file may be damaged or of another version",
+        )
+    if "imported_metrics" in facts.manifest:
+        add("imported-summary", "only the other tool's summary was in the file: windows and percentiles are by its rules",
+            "import per-request records where the tool can write them", "note")  # fmt: skip
+
+
 def _note(facts: RunFacts, key: str) -> str:
     notes = facts.engine.get("notes")
     return str(notes.get(key) or "") if isinstance(notes, dict) else ""
@@ -90,6 +112,8 @@ def _note(facts: RunFacts, key: str) -> str:
 def _window(facts: RunFacts, run: RunSummary, add: _Add) -> None:
     window = run.window
     assert window is not None
+    if window.kind == "imported":
+        return
     length = duration_text(window.length_s)
     if not window.steady:
         add("not-steady", f"no steady state: {window.reason}", "raise stop.min_requests or stop.min_duration_s")

@@ -87,15 +87,28 @@ def hardware_of(facts: RunFacts) -> Hardware | None:
             return load_hardware(facts.spec.engine.gpu)
         except BenchError:
             return None
+    if facts.origin == "imported":
+        return _imported_hardware(facts)
     if not facts.on_gpu:
         return load_hardware("cpu")
     names = [(str(g.get("name")), g.get("memory_bytes")) for g in facts.gpus if g.get("name")]
     names += [(n, None) for n in facts.fingerprint_devices]
     for name, memory_bytes in names:
-        found = match_device(name, int(memory_bytes) if isinstance(memory_bytes, (int, float)) and memory_bytes else None)
+        found = match_device(
+            name, int(memory_bytes) if isinstance(memory_bytes, (int, float)) and memory_bytes else None
+        )
         if found is not None:
             return found
     return None
+
+
+def _imported_hardware(facts: RunFacts) -> Hardware | None:
+    """What the file or the user named at import; never guessed."""
+    name = facts.manifest.get("hardware")
+    try:
+        return load_hardware(name) if isinstance(name, str) else None
+    except BenchError:
+        return None
 
 
 def compute_dtype(facts: RunFacts, model: ModelArch, ceilings: Ceilings) -> str:

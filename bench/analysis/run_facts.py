@@ -80,7 +80,39 @@ class RunFacts:
     @property
     def level(self) -> tuple[str, float] | None:
         """(name, value) of the load: ("batch_size", 8)."""
-        return load_level(self.spec.load) if self.spec is not None else None
+        if self.spec is not None:
+            return load_level(self.spec.load)
+        return self._imported_level()
+
+    def _imported_level(self) -> tuple[str, float] | None:
+        """The load of a run without a spec, from its schedule."""
+        name, key = {
+            "closed_loop": ("concurrency", "max_in_flight"),
+            "open_loop": ("rate_per_s", "rate_per_s"),
+            "offline": ("batch_size", "batch_size"),
+        }.get(str(self.schedule.get("kind")), ("", ""))
+        value = self.schedule.get(key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return ("load unknown", 1.0) if self.origin == "imported" else None
+        return name, float(value)
+
+    @property
+    def devices_known(self) -> bool:
+        """False for an imported run that says nowhere how many GPUs its engine held."""
+        return self.origin != "imported" or _int(self.engine.get("num_gpus")) is not None
+
+    @property
+    def why_no_devices(self) -> str:
+        return "the number of GPUs is not in the imported file: give --gpus to `bench import`"
+
+    @property
+    def parallel_text(self) -> str:
+        """How the engine was spread, for labels: "TP 2"; an imported run may only know its GPUs, or nothing."""
+        if self.origin != "imported" or "tensor_parallel_size" in self.effective_args:
+            return f"TP {self.tensor_parallel_size}"
+        if not self.devices_known:
+            return "GPUs unknown"
+        return f"{self.num_gpus} GPU{'s' if self.num_gpus != 1 else ''}" if self.on_gpu else "CPU"
 
     @property
     def tensor_parallel_size(self) -> int:

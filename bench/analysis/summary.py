@@ -128,17 +128,25 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
     """The numbers of one run from its raw records alone."""
     from bench.analysis.checks import run_warnings
     from bench.analysis.efficiency import efficiency
+    from bench.analysis.imported import has_imported_metrics, imported_summary
 
     against = against or Yardsticks()
     facts = run_facts(run)
     everything = RequestColumns.of(run.requests())
     run.problems.extend(changed_files(run))
+    if not len(everything) and has_imported_metrics(facts):
+        summary = imported_summary(facts)
+        return _with_warnings(summary, run_warnings(facts, summary, tuple(run.problems)))
     if facts.schedule_kind == "offline":
         # a batch is due when it is submitted; the schedule's zeros are not moments
         everything = RequestColumns(
             **{n: everything.sent_s if n == "due_s" else getattr(everything, n) for n in RequestColumns.__slots__}
         )
-    window = find_window(everything, facts.schedule_kind, facts.target_in_flight) if len(everything) else None
+    located = everything
+    if facts.origin == "imported":
+        # other tools do not say when a failed request ended: it would count as in flight for ever
+        located = everything.where(everything.ok | ~np.isnan(everything.done_s))
+    window = find_window(located, facts.schedule_kind, facts.target_in_flight) if len(located) else None
     if window is None or window.length_s <= 0:
         empty = _empty(facts, everything)
         return _with_warnings(empty, run_warnings(facts, empty, tuple(run.problems)))
@@ -231,6 +239,13 @@ def _request_metrics(
         "in_flight_mean": m.in_flight_mean(served, start, end),
     }
     absent: dict[str, str] = {}
+    if not facts.devices_known:
+        for key in ("output_tokens_per_s_per_gpu", "total_tokens_per_s_per_gpu"):
+            del values[key]
+            absent[key] = facts.why_no_devices
+    if facts.origin == "imported" and np.isnan(served.done_s).any():
+        del values["in_flight_mean"]
+        absent["in_flight_mean"] = "the file does not say when failed requests ended"
     ended = c.where(c.error != "aborted")  # cut off by the stop rule: neither served nor failed
     if len(ended):
         values["error_ratio"] = 1 - np.count_nonzero(ended.ok) / len(ended)

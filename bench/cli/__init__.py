@@ -7,6 +7,7 @@ of the commands.
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from typing import Any
@@ -16,13 +17,15 @@ import click
 from bench import __version__
 from bench.errors import EXIT_INTERRUPTED, BenchError
 
-#: name -> (section, one line of help); the module is bench.cli.<name with - as _>, its attribute ``command``.
+#: name -> (section, one line of help); the module is bench.cli.<name with - as _>, its attribute ``command`` (a name that is
+#: a keyword of Python has a _ behind it: import_).
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("Measure", "What this machine can measure, and what to do about the rest."),
     "validate": ("Measure", "Check an experiment file and print its cells."),
     "run": ("Measure", "Run an experiment; continues where it stopped."),
     "status": ("Measure", "What is complete, missing and failed."),
     "show": ("Measure", "One run: its records, numbers and provenance."),
+    "import": ("Measure", "Turn another tool's result files into results of this one."),
     "report": ("Measure", "Write the report of an experiment (Markdown and HTML)."),
     "load": ("Serve", "Drive any OpenAI-compatible URL with load, and measure it."),
     "mock": ("Serve", "A mock OpenAI server with exact times and faults on request."),
@@ -48,7 +51,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"bench.cli.{cmd_name.replace('-', '_')}")
+        name = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"bench.cli.{name}_" if keyword.iskeyword(name) else f"bench.cli.{name}")
         command = module.command
         assert isinstance(command, click.Command)
         return command

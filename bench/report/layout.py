@@ -131,12 +131,14 @@ def _device(s: Summary) -> str:
     names = s.facts.fingerprint_devices
     if names and names[0] != "cpu":
         return str(names[0])
+    if s.origin == "imported":
+        return str(s.facts.axes.get("gpu") or "device unknown")
     return str(s.facts.fingerprint.get("cpu") or "CPU") if not s.facts.on_gpu else "GPU"
 
 
 def _line_label(s: Summary, mixed: bool, device: str) -> str:
     parts = [device] if device else []
-    parts.append(f"TP {s.facts.tensor_parallel_size}")
+    parts.append(s.facts.parallel_text)
     if mixed and s.origin != "measured":
         parts.append(f"({s.origin})")
     return " ".join(parts)
