@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "startup": ("perf.startup", "`bench --help`"),
     "sampler": ("perf.sampler", "the sampler's cost and jitter over 8 fake GPUs"),
     "simulator": ("perf.simulator", "simulated requests per second"),
+    "kernels": ("perf.kernels", "our memory kernels against STREAM in C, GEMM against numpy"),
     "throughput": ("perf.throughput", "our offline tokens/s against `vllm bench throughput`"),
     "loadgen": ("perf.loadgen", "our load generator against C, vllm bench serve, GuideLLM and AIPerf"),
 }

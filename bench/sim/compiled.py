@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Iterable
 from functools import lru_cache
@@ -39,6 +40,7 @@ _ROUTING = {
 }
 _MAX_PREFIX_AWARE = 62  # replicas are bits of an int64
 STEP_TIME_FILE = _HERE / "step_time_kernel.py"
+_PREPARING = threading.Lock()
 
 
 def simulate(inputs: SimInputs, step_time_file: Path = STEP_TIME_FILE) -> SimResult:
@@ -69,9 +71,15 @@ def _step_columns(table: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-@lru_cache(maxsize=4)
 def compiled_run(step_time_file: Path = STEP_TIME_FILE) -> Any:
-    """The compiled ``compiled_loop.run`` over ``step_time_file``."""
+    """The compiled ``compiled_loop.run`` over ``step_time_file``. Threads may call it at once."""
+    # numba reads its cache folder from a global that is set while the functions are prepared: one thread at a time
+    with _PREPARING:
+        return _compiled_run(step_time_file)
+
+
+@lru_cache(maxsize=4)
+def _compiled_run(step_time_file: Path) -> Any:
     import numba
 
     files = {"step_time_kernel": step_time_file, **{name: _HERE / f"{name}.py" for name in _KERNELS}}
