@@ -216,9 +216,13 @@ def explorer_data(compared: Compared) -> dict[str, Any]:
     mix = compared.mix
     middle = compared.volumes[len(compared.volumes) // 2]
     low, high = pictures.volume_range(compared)
-    paint = pictures.colors(compared)
+    # open on a pair whose curves cross: two lines that never meet show little
+    crossing = [i for i, p in enumerate(compared.pairs) if p.crossing.first_tokens]
+    option, api = divmod(crossing[0], len(compared.apis)) if crossing else (0, 0)
     return {
-        "colors": paint,
+        "option": option,
+        "api": api,
+        "colors": pictures.colors(compared),
         "input_parts": mix.input_parts,
         "output_parts": mix.output_parts,
         "cached_ratio": mix.cached_ratio,

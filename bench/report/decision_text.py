@@ -10,7 +10,7 @@ from bench.decide.options import ApiOption, Mix, SelfHost
 from bench.decide.plan import Plan, SizedFleet
 from bench.units import significant, usd_text
 
-NEVER = "never: a full GPU costs more per token than the API"
+NEVER = "never: even as full as it may get, a GPU costs more per token than the API"
 
 
 def volume_text(tokens: float) -> str:

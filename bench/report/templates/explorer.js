@@ -131,7 +131,7 @@ const EXPLORER = (() => {
     return `${head}, an API is cheapest: ${api.name} for ${usdText(theirs)} a month; the cheapest self-hosted option, ${host.name}, costs ${usdText(ours)}${times}; ${host.name} ${when}.`;
   }
 
-  function start(data, option = 0, api = 0) {
+  function start(data, option = data.option, api = data.api) {
     const o = data.options[option], a = data.apis[api];
     return { volume: data.volume, input_parts: data.input_parts, output_parts: data.output_parts, option, api,
       usd_per_gpu_hour: o.usd_per_gpu_hour, tokens_per_s: o.tokens_per_s, max_utilisation_ratio: o.max_utilisation_ratio,

@@ -91,7 +91,7 @@
 
   function pair(r) {
     const o = r.options[state.option], a = r.apis[state.api];
-    if (r.first_tokens === null) return `${o.name} never beats ${a.name}: a full GPU costs more per token than the API.`;
+    if (r.first_tokens === null) return `${o.name} never beats ${a.name}: even as full as it may get, a GPU costs more per token than the API.`;
     if (r.first_tokens === 0) return `${o.name} beats ${a.name} at any volume.`;
     let text = `${o.name} beats ${a.name} from ${EXPLORER.volumeText(r.first_tokens)} tokens a month on`;
     if (r.low_tokens !== null) text += ` (${EXPLORER.volumeText(r.low_tokens)} – ${r.high_tokens === null ? "never" : EXPLORER.volumeText(r.high_tokens)})`;
@@ -179,7 +179,7 @@
   function from_hash() {
     const given = new URLSearchParams(location.hash.slice(1));
     if (![...given.keys()].some((k) => k in state)) return;
-    const index = (key, list) => Math.min(Math.max(0, Math.trunc(Number(given.get(key)) || 0)), list.length - 1);
+    const index = (key, list) => Math.min(Math.max(0, Math.trunc(Number(given.get(key) ?? data[key]) || 0)), list.length - 1);
     state = EXPLORER.start(data, index("option", data.options), index("api", data.apis));
     for (const [key, text] of given) if (key in RULES && RULES[key](Number(text))) state[key] = Number(text);
     show(true);
