@@ -23,6 +23,7 @@ from bench.report import figures, tables
 from bench.report.collect import Collected, collect, measured_ceilings, planned_experiment, side_by_side
 from bench.report.layout import Layout, Placed, lay_out
 from bench.report.model import Chart, Doubt, Failure, Report, Table
+from bench.report.roofline_chart import roofline
 from bench.report.timeline import timeline
 
 _SEVERITIES = {"serious": 0, "warning": 1, "note": 2}
@@ -128,6 +129,7 @@ def _charts(
             "only one tensor_parallel_size has results at the same load",
         ),
         ("Utilisation, memory and power over time", timeline(data, layout), "no telemetry was recorded"),
+        ("Roofline", *roofline(data.folder, data.summaries[0].facts, figures.origin_label(data.summaries))),
     )
     return [c for _, c, _ in wanted if c is not None], [(t, why) for t, c, why in wanted if c is None]
 

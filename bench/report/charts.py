@@ -60,7 +60,7 @@ def draw(chart: Chart) -> Figure:
     with rc_context(STYLE):
         rows, columns = (len(chart.timeline.panels), 1) if chart.timeline else chart.grid
         width = 9.2 if columns == 1 else 11.0
-        height = 0.7 + rows * (2.0 if chart.timeline else 3.9 if columns == 1 else 3.5)
+        height = 0.7 + rows * (2.0 if chart.timeline else 5.2 if chart.roofline else 3.9 if columns == 1 else 3.5)
         figure = _Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.05)  # type: ignore[union-attr, call-arg]
@@ -69,6 +69,10 @@ def draw(chart: Chart) -> Figure:
         if chart.timeline is not None:
             for i, panel in enumerate(chart.timeline.panels):
                 _timeline_panel(axes[i][0], panel, chart.timeline.spans, first=i == 0, last=i == rows - 1)
+        elif chart.roofline is not None:
+            from bench.report.roofline_picture import draw_on
+
+            draw_on(axes[0][0], chart.roofline)
         else:
             flat = list(axes.flat)
             for axis, panel in zip(flat, chart.panels, strict=False):

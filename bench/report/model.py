@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bench.analysis.metrics import MetricDef
 from bench.records import Estimate, Warning_
+
+if TYPE_CHECKING:
+    from bench.report.roofline_picture import RooflineData
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class Chart:
     grid: tuple[int, int] = (1, 1)
     timeline: Timeline | None = None
     origin_label: str = ""  # "" when everything in it was measured
+    roofline: RooflineData | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,25 @@ class CellPoint:
         return self.flops_per_s / self.bytes_per_s
 
 
+@dataclass(frozen=True, slots=True)
+class KernelPoint:
+    """A kernel as ``bench kernels`` measured it on this device."""
+
+    family: str  # gemm, attention, moe, memory, norm
+    flops_per_s: float
+    intensity_flops_per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
+class RooflineData:
+    """What the report's roofline shows: ceilings, measured kernels, and where the cells came to."""
+
+    ceilings: Ceilings
+    dtypes: tuple[str, ...]
+    cells: tuple[CellPoint, ...]
+    kernels: tuple[KernelPoint, ...] = ()
+
+
 def draw_roofline(
     ceilings: Ceilings,
     dtypes: Sequence[str],
@@ -60,24 +79,7 @@ def draw_roofline(
         figure = Figure(figsize=(9.6, 6.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        points = [o for ops in steps.values() for o in ops if o.op.kind in _GROUPS and o.op.flops > 0]
-        intensities = [o.op.intensity_flops_per_byte for o in points] + [c.intensity_flops_per_byte for c in cells]
-        ridges = [ceilings.ridge_flops_per_byte(d) for d in dtypes]
-        low = min([0.3, *[x / 2 for x in intensities]])
-        high = max([x * 12 for x in ridges] + [x * 4 for x in intensities])
-        _ceilings(axes, ceilings, dtypes, low, high)
-        for i, (phase, ops) in enumerate(steps.items()):
-            _operations(axes, ops, phase, filled=i == 0)
-        _cells(axes, cells)
-        top = max(ceilings.peak(d) for d in dtypes)
-        bottom = min([low * ceilings.memory_bytes_per_s, *[c.flops_per_s / 2 for c in cells]])
-        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, 3 * top))
-        axes.set_xlabel("arithmetic intensity (FLOP per byte of memory traffic)")
-        axes.set_ylabel("rate on one device (FLOP/s)")
-        axes.yaxis.set_major_formatter(lambda v, _: si(v, "FLOP/s", 1))
-        axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
-        axes.grid(True, which="major", color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
+        _on_axes(axes, ceilings, dtypes, steps, cells, ())
         axes.set_title("area of a point and per cent: share of the step's least time", loc="left", fontsize=9, color=MUTED)
         for handle in axes.legend(loc="lower right", frameon=False, fontsize=9).legend_handles:
             if handle is not None and hasattr(handle, "set_sizes"):
@@ -88,6 +90,55 @@ def draw_roofline(
         figure.savefig(written[0], dpi=PNG_DPI)
         figure.savefig(written[1], metadata={"Date": None})
     return written
+
+
+def _on_axes(
+    axes: Axes,
+    ceilings: Ceilings,
+    dtypes: Sequence[str],
+    steps: dict[str, Sequence[OpTime]],
+    cells: Sequence[CellPoint],
+    kernels: Sequence[KernelPoint],
+) -> None:
+    """Ceilings, operations, kernels and cells, with axes that hold them all."""
+    points = [o for ops in steps.values() for o in ops if o.op.kind in _GROUPS and o.op.flops > 0]
+    intensities = [o.op.intensity_flops_per_byte for o in points] + [c.intensity_flops_per_byte for c in cells]
+    intensities += [k.intensity_flops_per_byte for k in kernels]
+    ridges = [ceilings.ridge_flops_per_byte(d) for d in dtypes]
+    low = min([0.3, *[x / 2 for x in intensities]])
+    high = max([x * 12 for x in ridges] + [x * 4 for x in intensities])
+    _ceilings(axes, ceilings, dtypes, low, high)
+    for i, (phase, ops) in enumerate(steps.items()):
+        _operations(axes, ops, phase, filled=i == 0)
+    _kernels(axes, kernels)
+    _cells(axes, cells)
+    top = max(ceilings.peak(d) for d in dtypes)
+    rates = [c.flops_per_s for c in cells] + [k.flops_per_s for k in kernels]
+    bottom = min([low * ceilings.memory_bytes_per_s, *[r / 2 for r in rates]])
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, 3 * top))
+    axes.set_xlabel("arithmetic intensity (FLOP per byte of memory traffic)")
+    axes.set_ylabel("rate on one device (FLOP/s)")
+    axes.yaxis.set_major_formatter(lambda v, _: si(v, "FLOP/s", 1))
+    axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    axes.grid(True, which="major", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def draw_on(axes: Axes, data: RooflineData) -> None:
+    """The report's roofline on ``axes``: kernels and cells under the ceilings."""
+    _on_axes(axes, data.ceilings, data.dtypes, {}, data.cells, data.kernels)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+
+
+def _kernels(axes: Axes, kernels: Sequence[KernelPoint]) -> None:
+    """Measured kernels, a colour for each family."""
+    for i, family in enumerate(dict.fromkeys(k.family for k in kernels)):
+        some = [k for k in kernels if k.family == family]
+        axes.scatter(
+            [k.intensity_flops_per_byte for k in some], [k.flops_per_s for k in some], s=26, alpha=0.8, zorder=3,
+            marker=MARKERS[i % len(MARKERS)], facecolors="none", edgecolors=PALETTE[i % len(PALETTE)], linewidths=1.3,
+            label=f"kernels: {family}",
+        )  # fmt: skip
 
 
 def _ceilings(axes: Axes, c: Ceilings, dtypes: Sequence[str], low: float, high: float) -> None:

@@ -60,7 +60,7 @@ def test_scripts_run_and_nothing_is_fetched(files: ReportFiles, tmp_path: Path) 
     dom = chromium(tmp_path / "profile", "--virtual-time-budget=3000", "--dump-dom", page.as_uri())
     found = re.search(r'<pre id="probe">(.*?)</pre>', dom)
     assert found is not None, dom[:500]
-    assert found[1] == '{"up":true,"down":true,"rows":7,"wide":false,"broken":0,"pictures":6,"loaded":[]}'
+    assert found[1] == '{"up":true,"down":true,"rows":7,"wide":false,"broken":0,"pictures":7,"loaded":[]}'
 
 
 def test_it_fits_a_narrow_window(files: ReportFiles, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from bench.report.write import ReportFiles
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EXPECTED = {"throughput", "latency", "interactivity", "cost", "tp_scaling", "timeline"}
+EXPECTED = {"throughput", "latency", "interactivity", "cost", "tp_scaling", "roofline", "timeline"}
 
 
 def test_all_default_charts_are_there(files: ReportFiles) -> None:
