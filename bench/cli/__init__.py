@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from bench import __version__
-from bench.errors import EXIT_INTERRUPTED, BenchError
+from bench.errors import EXIT_INTERRUPTED, EXIT_SOME_FAILED, BenchError
 
 #: name -> (section, one line of help); the module is bench.cli.<name with - as _>, its attribute ``command`` (a name that is
 #: a keyword of Python has a _ behind it: import_).
@@ -101,6 +101,27 @@ def main(argv: list[str] | None = None) -> None:
         # the reader of our output went away (`bench show | head`): not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as e:
+        # a defect of ours: still one line, with the details kept where they can be sent along
+        if os.environ.get("TOKENYIELD_DEBUG"):
+            raise
+        click.echo(f"bench: {_internal_error(e)}", err=True)
+        sys.exit(EXIT_SOME_FAILED)
+
+
+def _internal_error(error: Exception) -> str:
+    """One line for an unexpected exception; its traceback goes to a file of its own."""
+    import tempfile
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    what = f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="bench-error-", suffix=".txt", delete=False) as f:
+            f.write(f"bench {__version__} {' '.join(sys.argv[1:2])}\n{text}")
+        return f"{what}; this is a defect of bench: please report it with {f.name}"
+    except OSError:
+        return f"{what}; this is a defect of bench: run again with TOKENYIELD_DEBUG=1 and report what it prints"
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ def command(experiment: str, as_json: bool) -> int:
     Marks the cells that this machine cannot run, says why, and estimates the run time of the others.
     """
     from bench.config.loading import load
-    from bench.runner.feasible import this_machine, why_not
+    from bench.runner.feasible import check_telemetry, this_machine, why_not
     from bench.runner.local import estimate_s, missing_runs
     from bench.runner.models import load_archs
     from bench.runner.results import cell_state, experiment_folder
 
     loaded = load(experiment)
     machine = this_machine()
+    check_telemetry(loaded, machine)
     archs = load_archs([c.spec.model for c in loaded.cells])
     folder = experiment_folder(loaded.experiment.name)
     rows: list[dict[str, Any]] = []
@@ -85,4 +86,7 @@ def _print(experiment: Any, rows: list[dict[str, Any]], num_missing: int, about_
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict) and "kind" in value:
+        inner = [f"{k} {v}" for k, v in value.items() if k != "kind" and isinstance(v, (int, float, str))]
+        return ", ".join([str(value["kind"]), *inner])
     return json.dumps(value, default=str) if isinstance(value, (dict, list)) else str(value)

@@ -124,6 +124,9 @@ def slug(axes: dict[str, Any], spec: CellSpec) -> str:
         tail = axis_path(name)[-1]
         if tail in ("tensor_parallel_size", level_name) or axis_path(name) == ("load",):
             continue  # stands at the front already
+        if isinstance(value, dict) and "kind" in value:
+            parts.append(re.sub(r"[^a-z0-9]+", "-", str(value["kind"]).lower()))
+            continue
         text = re.sub(r"[^a-z0-9.]+", "x", str(value).lower()).strip("x")
         parts.append(f"{short.get(tail, tail)}{text}"[:24])
     return re.sub(r"-+", "-", "-".join(p for p in parts if p))[:70]
