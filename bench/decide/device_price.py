@@ -8,7 +8,7 @@ from bench.catalog.prices import GpuPrice, PriceBook, load_prices
 from bench.catalog.yaml_source import catalogue_files, looks_like_path
 from bench.config.experiment import Experiment
 from bench.decide.cost import Price
-from bench.errors import BadInput
+from bench.errors import BadInput, UnknownName
 from bench.records import Warning_
 
 
@@ -35,7 +35,10 @@ def device_price(
     is_file = named is not None and (looks_like_path(named) or named in catalogue_files("prices"))
     book = load_prices(named) if is_file and named is not None else load_prices()
     if named is not None and not is_file:
-        offer = book.gpu_price(named, gpu)
+        try:
+            offer = book.gpu_price(named, gpu)
+        except UnknownName as e:  # a provider that does not offer this device: the report is made all the same
+            return None, [], str(e)
         return _of_offer(offer), book.warnings([offer]), ""
     if gpu is None:
         return None, [], f"{named} has no price for this device: set gpu_price_usd_per_hour, or give --gpu-price"

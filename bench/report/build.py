@@ -285,17 +285,21 @@ def setup_line(summaries: Sequence[Summary]) -> str:
         f = s.facts
         if f.spec is not None:
             models[f.spec.model + (" (random weights)" if f.spec.weights == "dummy" else "")] = None
+        elif f.manifest.get("model"):
+            models[str(f.manifest["model"])] = None
         engines[f"{f.engine.get('kind') or ''} {f.engine.get('version') or ''}".strip()] = None
         hardware = hardware_of(f)
         found = f.fingerprint_devices
         if f.origin == "simulated" and hardware is not None:
             devices[hardware.name] = None
+        elif f.origin == "imported":
+            devices[str(f.axes.get("gpu") or "device unknown")] = None
         elif f.on_gpu and found:
             devices[found[0]] = None
         else:
             cores = f.cpu.get("num_usable") or f.cpu.get("num_cores")
             devices[str(f.cpu.get("model") or "CPU") + (f", {cores} cores" if cores else "")] = None
-    return ", ".join(" and ".join(part) for part in (models, engines, devices) if any(part))
+    return ", ".join(" and ".join(p for p in part if p) for part in (models, engines, devices) if any(part))
 
 
 def _windows(summaries: Sequence[Summary]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -145,7 +146,7 @@ def set_axis(ax: Axes, which: str, axis: Axis, values: Sequence[float]) -> None:
 
 def _panel(ax: Axes, panel: Panel) -> None:
     if panel.title:
-        ax.set_title(panel.title)
+        ax.set_title(textwrap.fill(panel.title, 48))  # panels stand side by side: a long title would run into the next
     points = [p for line in panel.lines for p in line.points]
     ys = [v for p in points for v in ((p.y,) if panel.kind == "scatter" else (p.y, p.low, p.high)) if v is not None]
     if panel.reference is not None:

@@ -165,7 +165,8 @@ def interactivity(layout: Layout) -> Chart | None:
     panels, size = [], 0
     on_gpu = any(p.summary.facts.on_gpu for p in layout.placed)
     for name in _panels(layout):
-        cells = [p for p in layout.placed if p.panel == name and "output_tokens_per_s_per_user" in p.summary.estimates]
+        both = {"output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"}  # an import may not know its GPUs
+        cells = [p for p in layout.placed if p.panel == name and both <= set(p.summary.estimates)]
         xy = [
             (
                 p.summary.estimates["output_tokens_per_s_per_user"].value,
@@ -180,7 +181,7 @@ def interactivity(layout: Layout) -> Chart | None:
         for label in layout.lines:
             points = tuple(
                 Point(xy[i][0], xy[i][1], p.summary.estimates["output_tokens_per_s_per_gpu"].low,
-                      p.summary.estimates["output_tokens_per_s_per_gpu"].high, f"{p.x:g}", i in front)
+                      p.summary.estimates["output_tokens_per_s_per_gpu"].high, p.x_text, i in front)
                 for i, p in enumerate(cells)
                 if p.line == label
             )  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.analysis.efficiency import hardware_of
+from bench.analysis.run_facts import LOAD_UNKNOWN
 from bench.analysis.summary import Summary
 from bench.config.sweep import axis_path
 
@@ -20,6 +21,7 @@ _LEVEL_TITLES = {
 #: Axes that make lines; every other one makes panels.
 _LINE_AXES = ("gpu", "tensor_parallel_size")
 _TITLES = {"shape": "ISL/OSL", "isl": "ISL", "osl": "OSL", "model": "", "kind": ""}
+_DEVICE_UNKNOWN = "device unknown"  # an import that does not say
 #: What a load axis belongs to, where one report holds several.
 _LOADS = {"batch_size": "offline batches", "concurrency": "closed loop", "rate_per_s": "open loop"}
 _SHORT = {
@@ -28,6 +30,7 @@ _SHORT = {
     "rate_per_s": "rate",
     "tensor_parallel_size": "TP",
     "gpu": "",
+    LOAD_UNKNOWN: "load",
 }
 
 
@@ -42,6 +45,11 @@ class Placed:
     panel: str
     level: str  # name of the load axis
     beside: bool = False  # a simulated or imported cell among measured ones: drawn dashed, never the answer
+
+    @property
+    def x_text(self) -> str:
+        """The load's level as text; an import may not know it."""
+        return "unknown" if self.level == LOAD_UNKNOWN else f"{self.x:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +140,14 @@ def _device(s: Summary) -> str:
     if names and names[0] != "cpu":
         return str(names[0])
     if s.origin == "imported":
-        return str(s.facts.axes.get("gpu") or "device unknown")
+        return str(s.facts.axes.get("gpu") or _DEVICE_UNKNOWN)
     return str(s.facts.fingerprint.get("cpu") or "CPU") if not s.facts.on_gpu else "GPU"
 
 
 def _line_label(s: Summary, mixed: bool, device: str) -> str:
     parts = [device] if device else []
-    parts.append(s.facts.parallel_text)
+    if device != _DEVICE_UNKNOWN or s.facts.parallel_text != "GPUs unknown":
+        parts.append(s.facts.parallel_text)
     if mixed and s.origin != "measured":
         parts.append(f"({s.origin})")
     return " ".join(parts)
@@ -168,5 +177,5 @@ def value_text(value: Any) -> str:
 
 def cell_label(p: Placed, panel: bool = True) -> str:
     """'TP 2, batch 32' with the panel's label where there are several panels."""
-    text = f"{p.line}, {_SHORT.get(p.level, p.level)} {p.x:g}"
+    text = f"{p.line}, {_SHORT.get(p.level, p.level)} {p.x_text}"
     return f"{text}, {p.panel}" if panel and p.panel else text

@@ -110,7 +110,7 @@ def axis_columns(layout: Layout) -> tuple[list[Column], Callable[[Placed], list[
     several = len({p.level for p in layout.placed}) > 1
 
     def fields(p: Placed) -> list[Field]:
-        own = [Field(p.line, p.line), Field(f"{p.x:g}", p.x, p.level.replace("_", " ") if several else "")]
+        own = [Field(p.line, p.line), Field(p.x_text, p.x, p.level.replace("_", " ") if several else "")]
         return own + [_axis_field(p.summary.facts.axes.get(n)) for n in names]
 
     return columns, fields
