@@ -20,12 +20,17 @@ def has_imported_metrics(facts: RunFacts) -> bool:
     return facts.origin == "imported" and isinstance(facts.manifest.get("imported_metrics"), dict)
 
 
+def imported_absent(facts: RunFacts) -> dict[str, str]:
+    """Why a metric could not be mapped, in the words of the reader of the foreign file."""
+    raw = facts.manifest.get("imported_absent")
+    return {str(k): str(v) for k, v in raw.items()} if facts.origin == "imported" and isinstance(raw, dict) else {}
+
+
 def imported_summary(facts: RunFacts) -> RunSummary:
     """The run's summary without warnings. The window has no length where the file does not tell it."""
     stored: dict[str, Any] = facts.manifest["imported_metrics"]
     values = {k: float(v) for k, v in stored.items() if k in METRICS and isinstance(v, (int, float))}
-    raw = facts.manifest.get("imported_absent")
-    absent = {str(k): str(v) for k, v in raw.items() if k not in values} if isinstance(raw, dict) else {}
+    absent = {k: v for k, v in imported_absent(facts).items() if k not in values}
     if not facts.devices_known:
         absent |= dict.fromkeys(("output_tokens_per_s_per_gpu", "total_tokens_per_s_per_gpu"), facts.why_no_devices)
     about = facts.manifest.get("imported_counts")

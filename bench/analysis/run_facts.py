@@ -11,6 +11,9 @@ from bench.config.experiment import CellSpec, ClosedLoopLoad, OfflineLoad, OpenL
 from bench.store import RunReader
 from bench.telemetry.source import CPU_DEVICE
 
+#: The level's name of an imported run whose file does not say how it was loaded; its value means nothing.
+LOAD_UNKNOWN = "load unknown"
+
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
@@ -93,7 +96,7 @@ class RunFacts:
         }.get(str(self.schedule.get("kind")), ("", ""))
         value = self.schedule.get(key)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            return ("load unknown", 1.0) if self.origin == "imported" else None
+            return (LOAD_UNKNOWN, 1.0) if self.origin == "imported" else None
         return name, float(value)
 
     @property

@@ -128,7 +128,7 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
     """The numbers of one run from its raw records alone."""
     from bench.analysis.checks import run_warnings
     from bench.analysis.efficiency import efficiency
-    from bench.analysis.imported import has_imported_metrics, imported_summary
+    from bench.analysis.imported import has_imported_metrics, imported_absent, imported_summary
 
     against = against or Yardsticks()
     facts = run_facts(run)
@@ -166,6 +166,7 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
     model = efficiency(facts, steps, window, against.ceilings)
     values |= model.values
     absent |= model.absent
+    absent |= {k: why for k, why in imported_absent(facts).items() if k not in values}
     result = RunSummary(
         experiment=facts.experiment,
         cell_id=facts.cell_id,

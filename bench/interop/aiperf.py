@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.errors import BadInput
 from bench.interop.imported import ChunkColumns, ForeignRun, ImportedLoad
-from bench.interop.reading import ForeignFile, Part, error_class, read_file, utc_text
+from bench.interop.reading import MOST_TOKENS, ForeignFile, Part, error_class, read_file, utc_text
 from bench.records import ErrorClass, Phase, RequestRecord
 
 NAME = "aiperf"
@@ -262,6 +262,8 @@ def _record(
     usage_out, usage_in = _metric(metrics, "usage_completion_tokens"), _metric(metrics, "usage_prompt_tokens")
     osl = usage_out if usage_out is not None else _metric(metrics, "output_sequence_length")
     isl = usage_in if usage_in is not None else _metric(metrics, "input_sequence_length")
+    if max(osl or 0.0, isl or 0.0) > MOST_TOKENS:
+        raise BadInput("holds a number of tokens that cannot be", where=metrics.where())
     due = sent
     if load is not None and load.kind == "open_loop" and metadata.integer("credit_issued_ns"):
         due = (int(metadata.data["credit_issued_ns"]) - zero_ns) / 1e9

@@ -117,9 +117,10 @@ def _reported(metrics: Part, factor: float) -> dict[str, float]:
 
 def _errors(metrics: Part) -> dict[str, int]:
     out: dict[str, int] = {}
-    for code, number in (metrics.data.get("error_codes_frequency") or {}).items():
+    frequency = metrics.part("error_codes_frequency")
+    for code in frequency.data if frequency is not None else ():
         found, _ = error_class("", int(code) if str(code).lstrip("-").isdigit() else None)
-        out[found] = out.get(found, 0) + int(number)
+        out[found] = out.get(found, 0) + ((frequency.integer(code) if frequency is not None else 0) or 0)
     return out
 
 

@@ -90,7 +90,7 @@ def _distributions(good: list[Part]) -> dict[str, float]:
 def _energy(top: Part, reported: dict[str, float]) -> list[str]:
     energy_j, length_s = top.number("steady_state_energy"), top.number("steady_state_duration")
     per_token = top.number("steady_state_energy_per_token")
-    if per_token is None or energy_j is None or energy_j <= 0:
+    if not per_token or energy_j is None or energy_j <= 0 or per_token < 0:
         return ["no energy of the steady state in the file"]
     reported["energy_j_per_output_token"] = per_token
     notes = ["energy and power are over the tool's steady state, throughput over the whole run"]

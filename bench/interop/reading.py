@@ -131,6 +131,10 @@ def _read_lines(path: Path, text: str, whole: Exception) -> ForeignFile:
     return ForeignFile(path, tuple(documents), is_lines=True, dropped=tuple(dropped))
 
 
+#: A request with more tokens than this is a mistake in the file.
+MOST_TOKENS = 2**40
+
+
 class Part:
     """A mapping inside a foreign file with its place, so that every error names both.
 

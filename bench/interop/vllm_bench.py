@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.errors import BadInput
 from bench.interop.imported import ChunkColumns, ForeignRun, ImportedLoad, statistics
-from bench.interop.reading import ForeignFile, Part, error_class
+from bench.interop.reading import MOST_TOKENS, ForeignFile, Part, error_class
 from bench.records import RequestRecord
 
 NAME = "vllm-bench"
@@ -179,6 +179,9 @@ def _records(part: Part, load: ImportedLoad) -> tuple[tuple[RequestRecord, ...],
             raise BadInput(f"has {len(values)} entries, start_times has {n}", where=part.where(key))
     if not n:
         return (), None, ["the file holds no request"]
+    for key in ("input_lens", "output_lens"):
+        if arrays[key] is not None and np.nanmax(np.append(arrays[key], 0)) > MOST_TOKENS:
+            raise BadInput("holds a number of tokens that cannot be", where=part.where(key))
     gaps = _gaps(part, arrays["itls"], n)
     latencies = arrays["latencies"]
     if latencies is None:
@@ -227,10 +230,15 @@ def _count(values: np.ndarray | None, i: int) -> int | None:
 
 
 def _gaps(part: Part, itls: Any, n: int) -> list[np.ndarray]:
+    if itls is None:
+        return [np.zeros(0)] * n
     try:
-        return [np.asarray(row or [], dtype=np.float64) for row in itls] if itls is not None else [np.zeros(0)] * n
+        gaps = [np.asarray(row if row is not None else [], dtype=np.float64) for row in itls]
     except (TypeError, ValueError):
-        raise BadInput("expected a list of lists of seconds", where=part.where("itls")) from None
+        gaps = []
+    if len(gaps) != n or any(g.ndim != 1 for g in gaps):
+        raise BadInput("expected a list of lists of seconds", where=part.where("itls"))
+    return gaps
 
 
 def _chunks(records: list[RequestRecord], gaps: list[np.ndarray]) -> tuple[ChunkColumns | None, list[str]]:
@@ -258,6 +266,8 @@ def _chunks(records: list[RequestRecord], gaps: list[np.ndarray]) -> tuple[Chunk
 def _throughput(part: Part) -> ForeignRun:
     elapsed_s, number = part.needed_number("elapsed_time"), part.integer("num_requests")
     tokens = part.needed_number("total_num_tokens")
+    if not elapsed_s > 0:
+        raise BadInput(f"expected a time > 0, got {elapsed_s!r}", where=part.where("elapsed_time"))
     reported = {"total_tokens_per_s": tokens / elapsed_s, "requests_per_s": (number or 0) / elapsed_s}
     absent = {"output_tokens_per_s": "vllm bench throughput writes prompt and output tokens as one number"}
     return ForeignRun(
@@ -271,7 +281,8 @@ def _throughput(part: Part) -> ForeignRun:
 
 def _latency(part: Part) -> ForeignRun:
     latencies = part.numbers("latencies")
-    assert latencies is not None
+    if latencies is None:
+        raise BadInput("is missing", where=part.where("latencies"))
     absent = {"output_tokens_per_s": "vllm bench latency writes neither batch size nor lengths"}
     return ForeignRun(
         format=NAME, tool=f"{TOOL} latency", part=part.at, model=part.text("model_id"),

@@ -120,6 +120,7 @@ def _write(
         "imported": _about(run, about, checks),
         "provenance": {"imported": _provenance(run, about)},
     }
+    manifest["imported_absent"] = dict(run.absent)
     if not run.records:
         manifest |= _metrics(run, num_gpus, load.times_from_send if load is not None else False)
     writer = RunWriter(cell_folder / run_folder_name(number), manifest)
@@ -227,10 +228,11 @@ def _cell(
         "gpu": device.name if device is not None else run.gpu,
         "tensor_parallel_size": tp,
         "shape": shape,
+        "tool": run.tool,  # numbers of two tools are never points of one line
         **level,
     }
     identity = {
-        **axes, "format": run.format, "tool": run.tool, "load": load.to_dict() if load is not None else None, "num_gpus": num_gpus,
+        **axes, "format": run.format, "load": load.to_dict() if load is not None else None, "num_gpus": num_gpus,
         "engine": hints.engine or run.engine, "engine_version": hints.engine_version or run.engine_version,
         "args": dict(run.engine_args),
     }  # fmt: skip
