@@ -41,7 +41,7 @@ def command(decision: str | None, out: str | None, as_json: bool, **quick: Any) 
     from bench.decide.decision import compare, load_decision
 
     spec = load_decision(decision)[0] if decision else _quick(**quick)
-    compared = compare(spec)
+    compared = compare(spec, curves=out is not None)
     if as_json:
         click.echo(json.dumps(to_json(compared), indent=1, default=str))
     else:

@@ -70,12 +70,15 @@ def load_decision(name_or_path: str) -> tuple[Decision, Path]:
     return validate(load_yaml(path), Decision), path
 
 
-def compare(decision: Decision) -> Compared:
-    """Resolve and compare. Raises BadInput for a price, a GPU or results that are not there."""
+def compare(decision: Decision, curves: bool = True) -> Compared:
+    """Resolve and compare. ``curves``: also simulate those curves that only a picture needs.
+
+    Raises BadInput for a price, a GPU or results that are not there.
+    """
     book = load_prices(*decision.prices)
     mix = Mix.parse(decision.mix, decision.cached_input)
     volumes = tuple(sorted(parse_volume(str(v)) for v in decision.volumes))
-    options = tuple(resolve(spec, book, mix) for spec in decision.options)
+    options = tuple(resolve(spec, book, curves) for spec in decision.options)
     apis = tuple(_api(a, book) for a in decision.apis)
     pairs = tuple(break_even(o.option, a, mix) for o in options for a in apis)
     used: list[Any] = [a.price for a in apis]
@@ -116,11 +119,12 @@ def _doubts(options: tuple[ResolvedOption, ...], mix: Mix) -> list[Warning_]:
     return out
 
 
-def resolve(spec: SelfHostSpec, book: PriceBook, mix: Mix) -> ResolvedOption:
+def resolve(spec: SelfHostSpec, book: PriceBook, curves: bool = True) -> ResolvedOption:
     """One option of the file with its numbers. See :class:`bench.config.decision.SelfHostSpec`."""
     hardware = load_hardware(spec.gpu)
     usd, price_source, parts = _price(spec, book, hardware.name)
-    curve = _simulated(spec, hardware) if spec.simulate is not None else None
+    needed = curves or (spec.tokens_per_s is None and spec.results is None)
+    curve = _simulated(spec, hardware) if spec.simulate is not None and needed else None
     rate, rate_source, origin, prefill = _rate(spec, hardware.name, curve)
     if spec.results is not None:
         curve = _measured_curve(spec, hardware.name) or curve
