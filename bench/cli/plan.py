@@ -266,7 +266,7 @@ def _print(plan: Plan) -> None:
             f.name,
             f"{c.num_serving} + {c.num_replicas - c.num_serving}",
             str(c.num_gpus),
-            f"{significant(f.capacity_per_s)}{'' if f.origin == 'measured' else ' sim'}",
+            f"{significant(f.capacity_per_s)}{'' if f.origin == 'measured' else ' sim' if f.origin == 'simulated' else f' {f.origin}'}",
             usd_text(c.always_usd_per_month),
             usd_text(c.always_usd_per_million),
             f"{c.utilisation_ratio:.0%}",

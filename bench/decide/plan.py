@@ -264,7 +264,7 @@ def _size(
     serving = replicas_for(peak, c.rate_per_s, demand.headroom) + more
     gpus = c.num_gpus
     cost = _cost(demand, c.rate_per_s, serving, gpus, p.usd_per_gpu_hour, traffic, rates)
-    trust = c.model.step_time.trust if c.model is not None else "measured"
+    trust = c.model.step_time.trust if c.model is not None else c.origin
     interval = c.model.step_time.interval("ttft") if c.model is not None else None
     text = "" if interval is None else f"{interval.low_ratio:.2f} – {interval.high_ratio:.2f} × (90 %)"
     name = c.name

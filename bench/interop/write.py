@@ -6,10 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench import __version__
 from bench.catalog.hardware import Hardware, list_hardware, match_device
@@ -17,6 +19,7 @@ from bench.catalog.yaml_source import normalised
 from bench.errors import BadInput
 from bench.interop.imported import ForeignRun, enough_for
 from bench.interop.recount import Recounted, recount
+from bench.provenance.secrets import REMOVED, is_secret_name, redact_text
 from bench.runner.results import PLAN, experiment_folder, only_one, run_number
 from bench.store import RunReader, RunWriter, file_facts, list_cells, list_runs, run_folder_name
 
@@ -125,10 +128,11 @@ def _write(
         manifest |= _metrics(run, num_gpus, load.times_from_send if load is not None else False)
     writer = RunWriter(cell_folder / run_folder_name(number), manifest)
     for record in run.records:
-        writer.append_request(record)
+        detail = record.error_detail
+        writer.append_request(record if detail is None else replace(record, error_detail=redact_text(detail)))
     if run.chunks is not None and len(run.chunks.index):
         writer.append_chunk_columns(index=run.chunks.index, t_s=run.chunks.t_s, tokens=run.chunks.tokens,
-                                    num_events=[1] * len(run.chunks.index))  # fmt: skip
+                                    num_events=np.ones(len(run.chunks.index), dtype=np.int64))  # fmt: skip
     writer.finish("complete", duration_s=run.duration_s)
     known[(about["sha256"], run.part)] = RunReader.open(writer.folder)
     return Written(path, run, writer.folder, cell_id, False, checks, unknown)
@@ -158,12 +162,19 @@ def _provenance(run: ForeignRun, about: dict[str, Any]) -> dict[str, Any]:
         "tool": run.tool, "tool version": run.tool_version, "file": about["file"], "sha256": about["sha256"],
         "part": run.part or None, "local date": run.local_date, "GPU as the file names it": run.gpu, **run.settings,
     }  # fmt: skip
-    return {k: v for k, v in known.items() if v not in (None, "", {})}
+    return {k: _without_secrets(k, v) for k, v in known.items() if v not in (None, "", {})}
+
+
+def _without_secrets(name: str, value: Any) -> Any:
+    """What a user wrote into the other tool's metadata may hold a key."""
+    if is_secret_name(name):
+        return REMOVED
+    if isinstance(value, dict):
+        return {k: _without_secrets(str(k), v) for k, v in value.items()}
+    return redact_text(value) if isinstance(value, str) else value
 
 
 def _load(run: ForeignRun, hints: Hints) -> Any:
-    from dataclasses import replace
-
     if run.load is not None and run.load.kind == "offline" and run.load.batch_size is None and hints.batch_size:
         return replace(run.load, batch_size=hints.batch_size)
     return run.load

@@ -101,7 +101,7 @@ def autoscaled_text(plan: Plan) -> str:
 def checked_text(f: SizedFleet) -> str:
     """What the simulation of the peak said, in one cell of a table."""
     if f.at_peak is None:
-        return "measured"
+        return f.origin  # measured or imported: the load itself met the SLO
     met = "met" if f.at_peak.met else "MISSED"
     beyond = "" if f.beyond is None else f"; at 1.5×: {'met' if f.beyond.met else 'missed'}"
     return f"{met}, worst at {f.at_peak.worst:.0%} of its limit{beyond}"

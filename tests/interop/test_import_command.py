@@ -196,6 +196,35 @@ def test_measured_capacity_reads_imports(there: Path) -> None:
     assert capacity.origin == "imported" and capacity.devices == 2
 
 
+def test_breakeven_and_plan_name_the_origin(there: Path) -> None:
+    imported(str(DATA / "vllm_sweep_summary.json"), "--name", "sweep", "--gpu", "H100-SXM", "--gpus", "2")
+    (there / "decision.yaml").write_text(
+        "name: d\nwhy: does it pay?\noptions:\n  - {name: ours, gpu: H100-SXM, num_gpus: 2, usd_per_gpu_hour: 2.5, results: sweep}\n"
+        "apis: [openai-gpt-4o]\n"
+    )
+    code, out, err = bench("breakeven", "decision.yaml")
+    assert code == 0 and "8,100 (imported)" in out, err
+    (there / "demand.yaml").write_text(
+        "name: p\nmodel: llama-3.1-8b\npeak_rate_per_s: 20\nisl: 1024\nosl: 128\nslo: ttft p99 <= 500 ms\n"
+        "candidates: [{gpu: H100-SXM, results: sweep}]\n"
+    )
+    code, out, err = bench("plan", "demand.yaml")
+    assert code == 0 and "4.00 imported" in out and "measured" not in out, err
+
+
+def test_secrets_in_metadata_and_error_texts_are_not_kept(there: Path) -> None:
+    data = json.loads((DATA / "vllm_serve_faults.json").read_text())
+    data |= {
+        "api_key": "sk-0123456789abcdef",
+        "errors": ["Bad Request: wrong key sk-0123456789abcdef" if e else "" for e in data["errors"]],
+    }
+    (there / "x.json").write_text(json.dumps(data))
+    folder = Path(imported("x.json")["runs"][0]["folder"])
+    for name in ("manifest.json", "requests.jsonl"):
+        assert "0123456789abcdef" not in (folder / name).read_text()
+    assert "http_4xx" in (folder / "requests.jsonl").read_text()
+
+
 def test_imports_do_not_mix_with_measured_results(there: Path) -> None:
     folder = there / "results/runs/mine"
     folder.mkdir(parents=True)
