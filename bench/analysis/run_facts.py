@@ -164,7 +164,8 @@ def run_facts(run: RunReader) -> RunFacts:
         status=run.status,
         reason=_text(error.get("reason") if isinstance(error, dict) else error),
         origin=run.origin,
-        created_utc=str(m.get("t0_utc") or m.get("created_utc") or ""),
+        # an imported run's folder was created long after the run
+        created_utc=str(m.get("t0_utc") or ("" if run.origin == "imported" else m.get("created_utc")) or ""),
         axes=_mapping(m.get("axes")),
         spec=_spec(m.get("cell")),
         engine=_mapping(m.get("engine")),

@@ -95,7 +95,7 @@ def _header(reader: RunReader, facts: RunFacts) -> None:
         )
     engine = facts.engine
     kv = facts.kv_capacity_tokens
-    held = f"{facts.num_gpus} GPUs" if facts.on_gpu else "no GPU"
+    held = f"{facts.num_gpus} GPUs" if facts.on_gpu else "no GPU" if facts.devices_known else "GPUs unknown"
     click.echo(
         f"{engine.get('kind') or 'engine unknown'} {engine.get('version') or ''}, {held}"
         + (f", KV cache {kv:,} tokens" if kv else "")
@@ -110,7 +110,8 @@ def _numbers(summary: RunSummary) -> None:
         click.echo("nothing was measured")
         return
     steady = "" if w.steady else ", NOT STEADY"
-    click.echo(f"counted window: {w.start_s:.2f} s to {w.end_s:.2f} s ({w.kind}{steady}: {w.reason})")
+    span = f"{w.start_s:.2f} s to {w.end_s:.2f} s" if w.length_s > 0 else "length not in the file"
+    click.echo(f"counted window: {span} ({w.kind}{steady}: {w.reason})")
     click.echo(
         f"requests: {summary.counts['num_requests']:.0f} in all, {summary.counts['num_warmup']:.0f} warm-up, {summary.counts['num_counted']:.0f} counted"
     )

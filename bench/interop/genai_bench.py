@@ -50,6 +50,8 @@ def read(file: ForeignFile) -> Iterator[ForeignRun]:
         raise BadInput("is a benchmark of embeddings; it generates no tokens", where=metrics.where("iteration_type"))
     notes = ["times count from the send; the file has no start times of requests"]
     factor, more = _seconds_per_unit(top, metadata)
+    if not metrics.has("run_duration"):
+        more.append("token rates are requests/s times mean lengths: this version's own are means of per-request rates")
     reported = _reported(metrics, factor)
     completed, failed = metrics.integer("num_completed_requests"), metrics.integer("num_error_requests")
     isl, osl = _lengths(metrics.text("scenario"))
@@ -107,11 +109,14 @@ def _reported(metrics: Part, factor: float) -> dict[str, float]:
     rate = metrics.number("error_rate")
     if rate is not None:
         out["error_ratio"] = rate
-    if "output_tokens_per_s" in out and "input_tokens_per_s" in out and metrics.has("run_duration"):
+    if not metrics.has("run_duration"):
+        # before that field existed, its throughputs were means of per-request rates
+        for key, length in (("output_tokens_per_s", "osl_mean_tokens"), ("input_tokens_per_s", "isl_mean_tokens")):
+            out.pop(key, None)
+            if length in out and "requests_per_s" in out:
+                out[key] = out["requests_per_s"] * out[length]
+    if "output_tokens_per_s" in out and "input_tokens_per_s" in out:
         out["total_tokens_per_s"] = out["output_tokens_per_s"] + out["input_tokens_per_s"]
-    elif "input_tokens_per_s" in out:
-        # before run_duration existed this was a mean of per-request rates
-        del out["input_tokens_per_s"]
     return out
 
 

@@ -283,6 +283,16 @@ def test_genai_bench_milliseconds_are_read_as_such(tmp_path: Path) -> None:
     assert read_runs(read_file(path))[0].reported["ttft_service_mean_s"] == pytest.approx(50.0)
 
 
+def test_genai_bench_before_run_duration_token_rates_are_not_means_of_request_rates(tmp_path: Path) -> None:
+    data = json.loads((DATA / GENAI).read_text())["aggregated_metrics"]
+    del data["run_duration"], data["requests_per_second"]
+    path = changed(tmp_path, GENAI, aggregated_metrics={**data, "requests_per_minute": 234.0})
+    run = read_runs(read_file(path))[0]
+    assert run.reported["requests_per_s"] == pytest.approx(3.9)
+    assert run.reported["output_tokens_per_s"] == pytest.approx(3.9 * 200)
+    assert run.reported["total_tokens_per_s"] == pytest.approx(3.9 * 300)
+
+
 def test_genai_bench_metadata_alone_is_refused() -> None:
     with pytest.raises(BadInput, match="metadata, without results"):
         one("genai_bench/experiment_metadata.json")
