@@ -136,7 +136,10 @@ def mean_length_tokens(spec: Any) -> float:
 
 
 class PrefixSpec(Spec):
-    """Shared prefixes: ``share`` of the requests begin with one of ``num_prefixes`` prefixes of ``tokens`` tokens."""
+    """Shared prefixes: ``share`` of the requests begin with one of ``num_prefixes`` prefixes of ``tokens`` tokens.
+
+    The prefix is part of the ISL, not added to it.
+    """
 
     tokens: PositiveInt
     num_prefixes: PositiveInt = 1
@@ -247,7 +250,10 @@ class RampLoad(Spec):
 
 
 class TraceLoad(Spec):
-    """Arrivals and lengths from a file. ``time_scale`` stretches time: 0.5 replays twice as fast."""
+    """Arrivals and lengths from a file. ``time_scale`` stretches time: 0.5 replays twice as fast.
+
+    The trace's own lengths are sent; ``workload.isl`` and ``osl`` then say only what to plan for (fit and run time).
+    """
 
     kind: Literal["trace"]
     path: str
@@ -376,10 +382,14 @@ class LimitsSpec(Spec):
 
 
 class TelemetrySpec(Spec):
-    """How the devices are sampled. ``source: none`` turns it off (and the report says so)."""
+    """How the devices are sampled. ``source: none`` turns it off (and the report says so).
+
+    ``auto`` takes the engine's GPUs and the host, ``nvml`` the GPUs alone, ``host`` the host alone. ``gpm: false`` leaves
+    the activity counters of Hopper and newer GPUs to another profiler.
+    """
 
     source: Literal["auto", "nvml", "host", "none"] = "auto"
-    rate_hz: PositiveFloat = 20.0
+    rate_hz: Annotated[PositiveFloat, Field(le=1000)] = 20.0
     gpm: bool = True
 
 

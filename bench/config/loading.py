@@ -10,8 +10,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.catalog.yaml_source import Document, catalogue_files, load_yaml, looks_like_path, unknown_name, validate
-from bench.config.experiment import CellSpec, Experiment
+from bench.catalog.prices import load_prices
+from bench.catalog.slo import load_slo
+from bench.catalog.yaml_source import (
+    Document,
+    catalogue_files,
+    load_yaml,
+    looks_like_path,
+    normalised,
+    unknown_name,
+    validate,
+)
+from bench.config.conflicts import conflict
+from bench.config.experiment import CellSpec, Experiment, TraceLoad
 from bench.config.sweep import CELL_FIELDS, Cell, apply_axes, axis_path, make_cell, sweep_points
 from bench.errors import BadInput, BenchError
 
@@ -59,6 +70,7 @@ def load(name_or_path: str | Path) -> LoadedExperiment:
         raise document.bad("expected an experiment (keys and values)", (), "start from one in configs/experiments/")
     points = _raw_points(document)
     experiment = _validated(document, points[0])
+    _check_references(document, experiment)
     cells = _expanded(document, experiment, points)
     return LoadedExperiment(experiment, tuple(cells), document, path)
 
@@ -129,6 +141,27 @@ def _at_axis(document: Document, error: BadInput, axes: dict[str, Any]) -> BadIn
     return error
 
 
+def _check_references(document: Document, experiment: Experiment) -> None:
+    """Prices and SLO are needed only once there is a report: a wrong name is said now all the same."""
+    try:
+        if experiment.slo is not None:
+            load_slo(experiment.slo)
+    except BadInput as e:
+        raise document.bad(e.what, ("slo",), e.next_step) from None
+    named = experiment.prices
+    if named is None:
+        return
+    try:
+        if looks_like_path(named) or named in catalogue_files("prices"):
+            load_prices(named)
+        else:
+            book = load_prices()
+            if not any(normalised(p.provider).startswith(normalised(named)) for p in book.gpu_hours):
+                book.gpu_price(named)
+    except BadInput as e:
+        raise document.bad(e.what, ("prices",), e.next_step) from None
+
+
 def _expanded(document: Document, experiment: Experiment, points: list[dict[str, Any]]) -> list[Cell]:
     fixed = experiment.model_dump(mode="python", include=set(CELL_FIELDS), exclude_unset=True)
     digests: dict[str, str] = {}
@@ -142,9 +175,15 @@ def _expanded(document: Document, experiment: Experiment, points: list[dict[str,
             raise _sweep_error(document, e, axes, at) from None
         except (ValueError, TypeError) as e:
             raise document.bad(str(e), at) from None
+        if (found := conflict(spec)) is not None:
+            swept = next((n for n in axes if ".".join(found.field).startswith(".".join(axis_path(str(n))))), None)
+            raise document.bad(found.what, found.field if swept is None else (*at, swept), found.next_step)
         if spec.model not in digests:
             digests[spec.model] = model_digest(spec.model)
-        cell = make_cell(axes, spec, digests[spec.model])
+        digest = digests[spec.model]
+        if isinstance(spec.load, TraceLoad):
+            digest += _trace_digest(document, spec.load)
+        cell = make_cell(axes, spec, digest)
         cells.setdefault(cell.cell_id, cell)
     return list(cells.values())
 
@@ -164,6 +203,28 @@ def _sweep_error(document: Document, error: ValidationError, axes: dict[str, Any
             got = "" if "got" in message else f", got {value!r}"
             return document.bad(f"{message}{got}", where)
     return document.bad(f"{'.'.join(loc)}: {message}", at)
+
+
+def trace_path(path: str, base: Path | None) -> Path:
+    """A trace's file: as written where that exists, else beside the experiment file."""
+    given = Path(path).expanduser()
+    return given if given.is_absolute() or given.exists() or base is None else base / given
+
+
+def _trace_digest(document: Document, load: TraceLoad) -> str:
+    """sha256 (hex) of the trace: it enters the cell's id, so that runs of a changed trace are never mixed in."""
+    path = trace_path(load.path, Path(document.name).parent)
+    try:
+        with open(path, "rb") as f:
+            digest = hashlib.sha256()
+            while block := f.read(1 << 20):
+                digest.update(block)
+    except OSError as e:
+        what = f"cannot read the trace {path}: {(e.strerror or str(e)).lower()}"
+        raise document.bad(
+            what, ("load", "path"), "relative paths count from here, then from the experiment file"
+        ) from None
+    return digest.hexdigest()
 
 
 def model_digest(model: str) -> str:

@@ -15,6 +15,7 @@ from bench.units import bytes_text
 if TYPE_CHECKING:
     from bench.catalog.arch import ModelArch
     from bench.catalog.hardware import Hardware
+    from bench.config.loading import LoadedExperiment
 
 #: Rough figures for the run-time estimate only; never used in a result.
 ENGINE_START_S = {"cpu": 50.0, "gpu": 90.0}
@@ -67,6 +68,13 @@ def this_machine() -> Machine:
         has_vllm=importlib.util.find_spec("vllm") is not None,
         hardware=hardware,
     )
+
+
+def check_telemetry(loaded: LoadedExperiment, machine: Machine) -> None:
+    """Raises BadInput where the experiment asks for NVML and this machine has no GPU that NVML can read."""
+    if loaded.experiment.telemetry.source == "nvml" and machine.num_gpus == 0:
+        what = "no NVIDIA GPU can be read here"
+        raise loaded.document.bad(what, ("telemetry", "source"), "write auto, host or none; `bench doctor` says more")
 
 
 def why_not(cell: Cell, machine: Machine, arch: ModelArch | None) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from bench.config.conflicts import conflict, takes_text
 from bench.config.experiment import (
     CellSpec,
     ClosedLoopLoad,
@@ -21,6 +23,7 @@ from bench.config.experiment import (
     max_length_tokens,
     mean_length_tokens,
 )
+from bench.config.loading import trace_path
 from bench.errors import BadInput
 from bench.load import schedule as build
 from bench.load.arrivals import RateProfile
@@ -134,11 +137,12 @@ def build_schedule(spec: CellSpec, *, seed: int, vocab_size: int, base: Path | N
     Raises:
         BadInput: the load and the workload do not go together, or a trace cannot be read.
     """
+    if (found := conflict(spec)) is not None:
+        raise BadInput(found.what, where=".".join(found.field), next_step=found.next_step)
     load, stop = spec.load, stop_rule(spec)
-    form = _prompt_form(spec)
     if isinstance(load, TraceLoad):
-        return _trace_schedule(spec, load, seed=seed, vocab_size=vocab_size, base=base, form=form)
-    requests = _requests(spec, seed=seed, vocab_size=vocab_size, form=form)
+        return _trace_schedule(spec, load, seed=seed, vocab_size=vocab_size, base=base)
+    requests = _requests(spec, seed=seed, vocab_size=vocab_size, form=_prompt_form(spec))
     if isinstance(load, OfflineLoad):
         return build.offline(requests, batch_size=load.batch_size, stop=stop, seed=seed)
     if isinstance(load, ClosedLoopLoad):
@@ -190,61 +194,60 @@ def _concurrency_ramp(load: RampLoad, requests: list[Request], stop: StopRule, s
 
 
 def _prompt_form(spec: CellSpec) -> synthetic.PromptForm:
-    engine = spec.engine
-    if getattr(engine, "api", "completions") == "chat":
-        return "messages"
-    if engine.kind == "endpoint" and getattr(engine, "prompts", "text") == "text":
-        return "text"
-    return "token_ids"
+    if not takes_text(spec):
+        return "token_ids"
+    return "messages" if getattr(spec.engine, "api", "completions") == "chat" else "text"
 
 
 def _requests(spec: CellSpec, *, seed: int, vocab_size: int, form: synthetic.PromptForm) -> list[Request]:
     work, warm, measured = spec.workload, num_warmup(spec), num_measured(spec)
     isl, osl = length(work.isl), length(work.osl)
-    if work.sessions is not None:
-        if isinstance(spec.load, OfflineLoad):
-            raise BadInput(
-                "sessions need turns that wait for each other, offline batches do not",
-                where="workload.sessions",
-                next_step="use load.kind closed_loop or open_loop",
-            )
-        sessions = synthetic.Sessions(FixedLength(work.sessions.turns), work.sessions.think_s)
-        count = max(1, ceil(measured / work.sessions.turns))
-        return synthetic.build_sessions(count, isl, isl, osl, sessions, vocab_size=vocab_size, seed=seed)
     prefix = None
     if work.prefix is not None:
         prefix = synthetic.SharedPrefix(work.prefix.tokens, work.prefix.share, work.prefix.num_prefixes)
-    common: dict[str, Any] = {"vocab_size": vocab_size, "prefix": prefix, "form": form}
-    if form == "token_ids" and vocab_size <= 512:
-        common["first_token_id"] = 0
+    ids: dict[str, Any] = {"vocab_size": vocab_size, "first_token_id": _first_token_id(vocab_size)}
     out: list[Request] = []
     if warm:
-        # a stream of its own: the measured requests are the same whatever the warm-up
-        warm_seed = synthetic.repeat_seed(seed, 1_000_003)
-        out = synthetic.build_requests(warm, isl, osl, seed=warm_seed, phase="warmup", **common)
-    return out + synthetic.build_requests(measured, isl, osl, seed=seed, first_index=warm, **common)
+        out = synthetic.build_requests(
+            warm, isl, osl, seed=_warm_up_seed(seed), phase="warmup", prefix=prefix, form=form, **ids
+        )
+    if work.sessions is not None:
+        sessions = synthetic.Sessions(FixedLength(work.sessions.turns), work.sessions.think_s)
+        count = max(1, ceil(measured / work.sessions.turns))
+        return out + synthetic.build_sessions(count, isl, isl, osl, sessions, seed=seed, first_index=warm, **ids)
+    return out + synthetic.build_requests(
+        measured, isl, osl, seed=seed, first_index=warm, prefix=prefix, form=form, **ids
+    )
 
 
-def _trace_schedule(
-    spec: CellSpec, load: TraceLoad, *, seed: int, vocab_size: int, base: Path | None, form: synthetic.PromptForm
-) -> Schedule:
+def _warm_up_seed(seed: int) -> int:
+    """A stream of its own: the measured requests are the same whatever the warm-up."""
+    return synthetic.repeat_seed(seed, 1_000_003)
+
+
+def _first_token_id(vocab_size: int) -> int:
+    """Low ids, where special tokens usually live, stay out of prompts, unless the vocabulary is too small for that."""
+    return 256 if vocab_size > 512 else 0
+
+
+def _trace_schedule(spec: CellSpec, load: TraceLoad, *, seed: int, vocab_size: int, base: Path | None) -> Schedule:
+    """The trace's rows, after a warm-up at the lengths of its first ones."""
     from bench.workload.trace import read_trace, trace_requests
 
-    if form != "token_ids":
-        raise BadInput(
-            "a trace gives lengths in tokens, this engine is sent text",
-            where="load.kind",
-            next_step="set engine.prompts: token_ids and engine.api: completions",
+    rows = read_trace(trace_path(load.path, base), fmt=load.format, limit=spec.stop.max_requests)
+    first_id = _first_token_id(vocab_size)
+    requests = trace_requests(rows, vocab_size=vocab_size, seed=seed, first_token_id=first_id)
+    warm: list[Request] = []
+    if num := num_warmup(spec):
+        like = [requests[i % len(requests)] for i in range(num)]
+        isl, osl = [r.isl or 1 for r in like], [r.osl for r in like]
+        warm = synthetic.requests_of_lengths(
+            isl, osl, vocab_size=vocab_size, seed=_warm_up_seed(seed), first_token_id=first_id, phase="warmup"
         )
-    path = Path(load.path)
-    if not path.is_absolute() and base is not None and not path.exists():
-        path = base / path
-    rows = read_trace(path, fmt=load.format, limit=spec.stop.max_requests)
-    requests = trace_requests(rows, vocab_size=vocab_size, seed=seed)
-    due_s = rows.due_s
+        requests = [replace(r, index=r.index + num) for r in requests]
     return build.trace(
-        requests,
-        due_s,
+        [*warm, *requests],
+        rows.due_s,
         time_scale=load.time_scale,
         max_in_flight=load.max_in_flight,
         stop=stop_rule(spec),

@@ -51,7 +51,7 @@ def sampled(
         yield RunTelemetry(None, ())
         return
     devices = devices_of(spec, info)
-    with Sampler(path, t0_monotonic_s, devices=devices, rates=rates_of(spec), own_pids=pids) as sampler:
+    with Sampler(path, t0_monotonic_s, devices=devices, rates=rates_of(spec), own_pids=pids, gpm=spec.gpm) as sampler:
         yield RunTelemetry(sampler, devices)
 
 

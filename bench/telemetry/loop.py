@@ -39,7 +39,7 @@ def clock_pair_ns() -> tuple[int, int]:
     return wall, (before + time.monotonic_ns()) // 2
 
 
-def open_sources(source: str, devices: list[str], rates: Rates, own_pids: list[int]) -> list[Source]:
+def open_sources(source: str, devices: list[str], rates: Rates, own_pids: list[int], gpm: bool = True) -> list[Source]:
     """The sources that serve ``devices``: ``auto`` takes the host for ``cpu`` and NVML for the rest.
 
     Raises:
@@ -56,7 +56,7 @@ def open_sources(source: str, devices: list[str], rates: Rates, own_pids: list[i
     if gpus:
         from bench.telemetry.nvml import NvmlSource
 
-        sources.append(NvmlSource(gpus, rates, own_pids))
+        sources.append(NvmlSource(gpus, rates, own_pids, gpm))
     if CPU_DEVICE in devices:
         from bench.telemetry.host import HostSource
 
@@ -217,7 +217,9 @@ def main() -> int:
     sources: list[Source] = []
     try:
         rates = Rates(**settings["rates"])
-        sources = open_sources(settings["source"], settings["devices"], rates, settings["own_pids"])
+        sources = open_sources(
+            settings["source"], settings["devices"], rates, settings["own_pids"], bool(settings["gpm"])
+        )
         t0_s = float(settings["t0_monotonic_s"])
         wall, monotonic = clock_pair_ns()
         metadata = {"t0_monotonic_s": repr(t0_s), "wall_ns": str(wall), "monotonic_ns": str(monotonic)}

@@ -55,7 +55,7 @@ from bench.units import MICRO, MILLI, NANO
 class _Gpu:
     """Everything that is kept of one GPU between ticks."""
 
-    def __init__(self, nvml: Any, uuid: str, rates: Rates, phase: int) -> None:
+    def __init__(self, nvml: Any, uuid: str, rates: Rates, phase: int, gpm: bool) -> None:
         self.nvml, self.uuid = nvml, uuid
         self.slow_due, self.middle_due = Every(rates.slow_every, phase), Every(rates.middle_every, phase)
         self.handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
@@ -65,7 +65,7 @@ class _Gpu:
         self.counters: dict[Field, Counter] = {}
         self.rates: dict[str, Rate] = {}
         self.refused: set[str] = set()  # calls that this GPU or driver will never support
-        self.gpm = self._start_gpm()
+        self.gpm = self._start_gpm() if gpm else None
         self._choose_fields()
 
     def _start_gpm(self) -> GpmReader | None:
@@ -145,13 +145,14 @@ class NvmlSource:
         devices: UUIDs (``GPU-...`` or ``MIG-...``).
         rates: how often each group is read.
         own_pids: processes that belong to the measurement, with all their descendants; others on the GPU are foreign.
+        gpm: read the GPM activity metrics of GPUs that have them.
 
     Raises:
         NvmlUnavailable: there is no working driver.
         UnknownName: a UUID that the driver does not know.
     """
 
-    def __init__(self, devices: Sequence[str], rates: Rates, own_pids: Sequence[int] = ()) -> None:
+    def __init__(self, devices: Sequence[str], rates: Rates, own_pids: Sequence[int] = (), gpm: bool = True) -> None:
         self.devices = tuple(devices)
         self._session = nvml_session()
         self._nvml = self._session.__enter__()
@@ -159,7 +160,7 @@ class NvmlSource:
         self._gpus: list[_Gpu] = []
         for position, uuid in enumerate(self.devices):
             try:
-                self._gpus.append(_Gpu(self._nvml, uuid, rates, position))
+                self._gpus.append(_Gpu(self._nvml, uuid, rates, position, gpm))
             except self._nvml.NVMLError as exc:
                 known = ", ".join(all_uuids(self._nvml)) or "none"
                 self.close()

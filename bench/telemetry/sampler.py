@@ -43,6 +43,7 @@ class Sampler:
         source: ``auto``, or ``replay:FILE``.
         rates: how often each group of readings is taken.
         own_pids: processes that belong to the measurement; their descendants do too. This process always does.
+        gpm: read the activity metrics of GPUs that have them (Hopper and newer); False leaves them to another profiler.
 
     After the block, ``stats`` holds what belongs into the manifest: rates, number of samples, the sampler's own CPU share,
     missed deadlines, jitter, clock pairs, facts of each device, and ``error`` (None if all went well).
@@ -57,6 +58,7 @@ class Sampler:
         source: str = "auto",
         rates: Rates | None = None,
         own_pids: Sequence[int] = (),
+        gpm: bool = True,
     ) -> None:
         self.path = Path(path)
         self.stats: dict[str, Any] = {"source": source, "devices": {}, "error": None}
@@ -67,6 +69,7 @@ class Sampler:
             "source": source,
             "rates": asdict(rates or Rates()),
             "own_pids": [os.getpid(), *own_pids],
+            "gpm": gpm,
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = b""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,32 @@ def test_what_does_not_go_together_is_refused() -> None:
             seed=1,
             vocab_size=4096,
         )
+
+
+def test_sessions_and_traces_are_warmed_up_too(tmp_path: Path) -> None:
+    load = {"kind": "closed_loop", "concurrency": 3}
+    cell = spec(load, workload={"isl": 9, "osl": 4, "sessions": {"turns": 2}}, stop={"min_requests": 8})
+    conversations = build_schedule(cell, seed=1, vocab_size=300).requests
+    assert [r.phase for r in conversations] == ["warmup"] * 3 + ["measured"] * 8
+    assert [r.index for r in conversations] == list(range(11))
+    assert {r.session for r in conversations[3:]} == {0, 1, 2, 3} and {r.session for r in conversations[:3]} == {None}
+
+    trace = tmp_path / "t.jsonl"
+    rows = [(0, 20), (100, 30), (250, 40)]
+    trace.write_text(
+        "".join(
+            json.dumps({"timestamp": t, "input_length": n, "output_length": 5, "hash_ids": [n]}) + "\n" for t, n in rows
+        )
+    )
+    cell = spec({"kind": "trace", "path": "t.jsonl"}, warmup={"num_requests": 4})
+    schedule = build_schedule(cell, seed=1, vocab_size=300, base=tmp_path)
+    assert [r.phase for r in schedule.requests] == ["warmup"] * 4 + ["measured"] * 3
+    assert [r.isl for r in schedule.requests] == [20, 30, 40, 20, 20, 30, 40]
+    assert [r.index for r in schedule.requests] == list(range(7))
+    assert schedule.due_s is not None and schedule.due_s.tolist() == [0, 0, 0, 0, 0, 0.1, 0.25]
+    warm, measured = (np.concatenate([np.asarray(r.prompt_token_ids) for r in part]) for part in (
+        schedule.requests[:3], schedule.requests[4:]))  # fmt: skip
+    assert not np.array_equal(warm, measured)
 
 
 def test_longest_sequence() -> None:

@@ -173,6 +173,14 @@ def test_traffic_counters_of_32_bits_that_wrap_many_times_a_second(fake_nvml: Fa
     assert stats["devices"][device]["num_nvlinks_read"] == 3
 
 
+def test_activity_can_be_left_to_another_profiler(fake_nvml: FakeNvml, path: Path) -> None:
+    (device,) = fake_nvml.configure()
+    file, stats = record(path, [device], 0.6, gpm=False)
+    assert stats["devices"][device]["gpm"] is False
+    assert {s.sm_active_ratio for s in file.samples()} == {None}
+    assert any(s.gpu_util_ratio is not None for s in file.samples())
+
+
 def test_unsupported_readings_are_unknown_and_never_zero(fake_nvml: FakeNvml, path: Path) -> None:
     fields = (83, 191, 186, 74, 269, 82)
     devices = fake_nvml.configure("gpu 0 gpm 0", *[f"gpu 0 unsupported {f}" for f in fields], num_gpus=2)
