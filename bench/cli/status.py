@@ -79,9 +79,14 @@ def _cells(experiment: str, root: Path) -> list[dict[str, Any]]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
+    """One experiment's row; where its plan cannot be read the row says so, and the other experiments still show."""
+    from bench.errors import StoreError
     from bench.runner.results import cell_state, read_plan
 
-    name, cells, repeats, skipped = read_plan(folder)
+    try:
+        name, cells, repeats, skipped = read_plan(folder)
+    except StoreError as e:
+        return {"experiment": folder.name, "error": str(e)}
     states = [cell_state(folder, c) for c in cells if c.cell_id not in skipped]
     return {
         "experiment": name,
@@ -99,11 +104,17 @@ def _print_experiments(rows: list[dict[str, Any]]) -> None:
 
     table = Table("experiment", "cells", "runs complete", "failed", "running now", "cells skipped")
     for r in rows:
+        if "error" in r:
+            continue
         done = f"{r['complete']}/{r['total']}"
         table.add_row(
             r["experiment"], str(r["cells"]), done, str(r["failed"]), str(r["running"]), str(r["skipped_cells"])
         )
-    console().print(table)
+    if table.row_count:
+        console().print(table)
+    for r in rows:
+        if "error" in r:
+            click.echo(f"{r['experiment']}: {r['error']}", err=True)
 
 
 def _print_cells(rows: list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from bench.engines.host import EngineLaunch, EngineProcess
 from bench.errors import BadInput, BenchError, EngineUnavailable
 from bench.records import EngineInfo
 from bench.runner import events
-from bench.runner.feasible import ENGINE_START_S, Machine, rough_run_s, why_not
+from bench.runner.feasible import ENGINE_START_S, Machine, check_telemetry, rough_run_s, why_not
 from bench.runner.models import prepare_model
 from bench.runner.one_run import FailedRun, RunContext, execute
 from bench.runner.results import (
@@ -133,6 +133,7 @@ class LocalRunner:
         self._memory_before: dict[str, int] = {}
         self._runs_on_engine = 0
         self._left: list[Todo] = []
+        self._states: list[CellState] = []
         self._idle_gpu: dict[str, Any] | None = None
         self._idle_power_w: dict[str, float | None] | None = None
 
@@ -140,6 +141,7 @@ class LocalRunner:
 
     def run(self, only: set[str] | None = None) -> Outcome:
         """Run what is missing. Returns the outcome; raises BadInput before anything starts, StoreError on a full disk."""
+        check_telemetry(self.loaded, self.machine)
         with only_one(self.folder):
             skipped = {c.cell_id: reason for c in self.loaded.cells if (reason := self._why_not(c))}
             cells = [c for c in self.loaded.cells if c.cell_id not in skipped and (only is None or c.cell_id in only)]
@@ -150,7 +152,7 @@ class LocalRunner:
                     where=str(self.loaded.path),
                     next_step="`bench doctor` says what this machine can do",
                 )
-            states = [cell_state(self.folder, c) for c in cells]
+            self._states = states = [cell_state(self.folder, c) for c in cells]
             check_same_machine(states, self._fingerprint_known(), self.folder)
             write_resolved(self.folder, self.experiment, self.loaded.cells, skipped)
             todo = missing_runs(states, self.experiment.repeats)
@@ -212,11 +214,12 @@ class LocalRunner:
                         continue
                     self._one(todo, index, num_runs, sum(t in self._left for t in group))
                     self._left.remove(todo)
-            except EngineUnavailable as e:
-                for todo in group:
-                    if todo in self._left:
-                        self._left.remove(todo)
-                self.display.show(events.Notice("error", f"engine did not start: {e}"))
+            except EngineUnavailable:  # recorded as a failed run already
+                given_up = [t for t in group if t in self._left]
+                self._left = [t for t in self._left if t not in given_up]
+                if len(given_up) > 1:
+                    text = f"{len(given_up) - 1} more runs need this engine and are left for the next `bench run`"
+                    self.display.show(events.Notice("error", text))
             finally:
                 self._stop_engine()
 
@@ -324,13 +327,16 @@ class LocalRunner:
         self._idle_power_w = None
         engine = EngineProcess(launch, log)
         self._engine = engine
+        started = time.monotonic()
         try:
             self._info = engine.start(self.experiment.limits.engine_start_s)
         except EngineUnavailable as e:
-            self._record_start_failure(todo, e, log)
+            self._record_start_failure(todo, e, log, started)
             raise
         self._runs_on_engine = 0
         info = self._info
+        same_kind = [s for s in self._states if s.cell.spec.engine.kind == spec.engine.kind]
+        check_same_machine(same_kind, {"engine_version": info.version}, self.folder)
         self.display.show(events.EngineReady(label, info.start_s or 0.0, info.version, info.kv_capacity_tokens))
         return engine, info
 
@@ -339,7 +345,7 @@ class LocalRunner:
         kinds = [t.cell.spec.load.kind for t in self._left if t.cell.engine_key == engine_key]
         return next((k for k in kinds if k != "offline"), "offline")
 
-    def _record_start_failure(self, todo: Todo, error: BenchError, log: Path) -> None:
+    def _record_start_failure(self, todo: Todo, error: BenchError, log: Path, started: float) -> None:
         """A start that failed is a failed run of the cell it was for: with its reason and the end of its log."""
         from bench.runner.one_run import record_failure
 
@@ -348,7 +354,7 @@ class LocalRunner:
         folder = record_failure(context, str(error), getattr(error, "log_tail", ""), log)
         self.outcome.num_failed += 1
         self.outcome.failures.append(f"{todo.cell.cell_id} run {todo.run_number}: {error}")
-        self._finished(todo, "failed", None, time.monotonic(), str(error), folder)
+        self._finished(todo, "failed", None, started, str(error), folder)
 
     def _context_without_engine(self, todo: Todo, info: EngineInfo) -> RunContext:
         self._runs_on_engine = 0

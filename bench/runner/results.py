@@ -140,9 +140,16 @@ def check_same_machine(states: list[CellState], fingerprint: dict[str, Any], fol
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[IO[str]]:
-    """Hold the experiment's lock. Raises BadInput when another `bench run` has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "a+", encoding="utf-8")
+    """Hold the experiment's lock. Raises BadInput when another `bench run` has it, or the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a+", encoding="utf-8")
+    except OSError as e:
+        raise BadInput(
+            f"results cannot be written here: {e.strerror}",
+            where=str(folder),
+            next_step="make the folder writable, or give another place with --results DIR",
+        ) from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
