@@ -114,6 +114,8 @@ def _quick(
 
 def to_json(compared: Compared) -> dict[str, Any]:
     """Every number of the comparison, for machines."""
+    from bench.decide.sensitivity import decision_flips
+
     mix = compared.mix
     costs: dict[str, dict[str, float]] = {}
     for o in compared.options:
@@ -139,6 +141,10 @@ def to_json(compared: Compared) -> dict[str, Any]:
             }
             for p in compared.pairs
         ],
+        "flips": {
+            f"{v:g}": [asdict(f) for f in decision_flips([o.option for o in compared.options], compared.apis, mix, v)]
+            for v in compared.volumes
+        },
         "cheapest": {f"{v:g}": compared.cheapest(v)[0] for v in compared.volumes},
         "warnings": [asdict(w) for w in compared.warnings],
     }
@@ -148,7 +154,7 @@ def _print(compared: Compared) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bench.report.decision_text import answer_sentence, crossing_text, share_text, volume_text
+    from bench.report.decision_text import answer_sentence, crossing_text, flips_sentence, share_text, volume_text
     from bench.units import significant, usd_text
 
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -179,6 +185,8 @@ def _print(compared: Compared) -> None:
     for p in compared.pairs:
         crossings.add_row(p.option.name, p.api.name, crossing_text(p))
     console.print(crossings)
+    for volume in compared.volumes:
+        console.print(flips_sentence(hosts, compared.apis, compared.mix, volume), markup=False, highlight=False)
     hours = compared.options[0].option.hours_per_month
     console.print(f"input:output {compared.mix.text}; a month is {hours:g} hours", markup=False, highlight=False)
     for w in compared.warnings:

@@ -25,6 +25,7 @@ from bench.report.decision_text import (
     answer_sentence,
     autoscaled_text,
     flip_lines,
+    flips_sentence,
     growth_text,
     plan_answer,
     risk_text,
@@ -94,6 +95,7 @@ def decision_page(compared: Compared) -> Page:
     hosts = [o.option for o in compared.options]
     say = {v: answer_sentence(hosts, compared.apis, compared.mix, v) for v in compared.volumes}
     middle = compared.volumes[len(compared.volumes) // 2]
+    flips = [flips_sentence(hosts, compared.apis, compared.mix, v) for v in compared.volumes]
     label = origin_label([h.origin for h in hosts])
     charts = [
         _chart("break_even", "Dollars per month against volume", _break_even_answer(compared), label, compared, pictures.break_even),
@@ -111,7 +113,7 @@ def decision_page(compared: Compared) -> Page:
         kind="self-host or API",
         origin_label=label,
         answer=say[middle],
-        lines=(*(text for v, text in say.items() if v != middle), *missing),
+        lines=(*(text for v, text in say.items() if v != middle), *flips, *missing),
         charts=tuple(charts),
         tables=decision_tables(compared),
         formulas=COST_FORMULAS,

@@ -21,6 +21,7 @@ COST_FORMULAS: tuple[tuple[str, str], ...] = (
     ("Self-hosting by the hour", "S(V) = fixed + V / (tokens/s × 3600 × utilisation) × GPUs × price; hours rounded up where a started hour is paid in full"),
     ("Break-even", "first stair n ≥ fixed / (a K − C) with V = (fixed + n C) / a; a: API dollars per token, C: dollars of a replica-month; never where a K ≤ C; for good after the last stair n ≤ (fixed + C) / (a K − C) + 1"),
     ("Interval of a break-even", "the same at both ends of the throughput's interval: break-even falls as throughput rises, so the ends map to the ends"),
+    ("Sensitivity", "GPU prices, throughput, API prices or the volume changed alone, in steps of 2 % up to a factor of 100, until the cheapest is of the other kind"),
     ("Owned GPU-hour: capital", "capex × (1 + spare) × ((1 − resale) / (years × 12 × 720) + (1 + resale) / 2 × interest / (12 × 720))"),
     ("Owned GPU-hour: power", "W / 1000 × PUE × USD per kWh"),
     ("Owned GPU-hour: hosting and staff", "(hosting + staff hours × USD per hour) × (1 + spare) / 720"),

@@ -8,6 +8,7 @@ from bench.decide.breakeven import BreakEven, crossing
 from bench.decide.capacity import NOTICEABLE_WAIT_S, Verdict
 from bench.decide.options import ApiOption, Mix, SelfHost
 from bench.decide.plan import Plan, SizedFleet
+from bench.decide.sensitivity import decision_flips
 from bench.units import significant, usd_text
 
 NEVER = "never: even as full as it may get, a GPU costs more per token than the API"
@@ -83,6 +84,22 @@ def plan_answer(plan: Plan) -> str:
         f"{plan.peak_per_s:.4g} requests/s within {plan.slo.text} for ${c.always_usd_per_month:,.0f} a month"
         f" (${c.always_usd_per_million:.3g} per million tokens)"
     )
+
+
+def flips_sentence(options: Sequence[SelfHost], apis: Sequence[ApiOption], mix: Mix, volume_tokens: float) -> str:
+    """What must change before the answer at a volume flips, in one sentence."""
+    found = decision_flips(options, apis, mix, volume_tokens)
+    head = f"At {volume_text(volume_tokens)} tokens a month"
+    if not found:
+        return f"{head} nothing flips the answer within a factor of 100 in price, throughput or volume."
+    words = {"gpu_price": "GPU prices were", "throughput": "throughput were", "api_price": "API prices were"}
+    parts = []
+    for f in found:
+        if f.lever == "volume":
+            parts.append(f"the volume were {volume_text(volume_tokens * f.factor)} ({f.winner})")
+        else:
+            parts.append(f"{words[f.lever]} {significant(f.factor)} times as high ({f.winner})")
+    return f"{head} the answer flips if, each alone, {'; or '.join(parts)}."
 
 
 def autoscaled_text(plan: Plan) -> str:

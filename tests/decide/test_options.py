@@ -168,3 +168,19 @@ def test_growth_compounds() -> None:
     grown = Demand.model_validate({**base, "growth_per_month": 0.1, "horizon_months": 12})
     assert growth_factor(grown) == pytest.approx(1.1**12)
     assert load_of(grown).grown(2.0).peak_per_s == 20
+
+
+def test_what_flips_a_decision_is_where_costs_meet() -> None:
+    from bench.decide.sensitivity import decision_flips
+
+    found = compare(decision())  # 1 x H100 at $4/h and 800 tokens/s against $4.375 per million
+    hosts = [o.option for o in found.options]
+    cheap = 2880 / (found.apis[0].usd_per_token(found.mix))
+    flips = {f.lever: f for f in decision_flips(hosts, found.apis, found.mix, cheap / 4)}
+    assert flips["gpu_price"].factor == pytest.approx(1 / 4, rel=0.03) and flips["gpu_price"].winner == "h"
+    assert flips["api_price"].factor == pytest.approx(4, rel=0.03)
+    assert flips["volume"].factor == pytest.approx(4, rel=0.03)
+    assert "throughput" not in flips  # one replica has room enough: it costs the same, however fast
+    back = {f.lever: f for f in decision_flips(hosts, found.apis, found.mix, cheap * 2)}
+    assert back["gpu_price"].factor == pytest.approx(2, rel=0.03) and back["gpu_price"].winner == found.apis[0].name
+    assert back["volume"].factor == pytest.approx(1 / 2, rel=0.03)
