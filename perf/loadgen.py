@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/perf/loadgen.json"))
     parser.add_argument("--quick", action="store_true", help="40 chunks a request: a smoke test.")
     args = parser.parse_args()
-    cases = CASES
+    cases: tuple[tuple[int, bool], ...] = CASES
     if args.streams:
         cases = tuple((int(s.rstrip("s")), s.endswith("s")) for s in args.streams.split(","))
     data: dict[str, Any] = {"clients": {}}
