@@ -21,7 +21,7 @@ FORMAT_NAMES = ("auto", "vllm-bench", "guidellm", "aiperf", "inference-perf", "g
 @click.option("--format", "format_name", type=click.Choice(FORMAT_NAMES), default="auto", show_default=True,
               help="What wrote the files; auto tells by their content.")  # fmt: skip
 @click.option("--name", metavar="EXPERIMENT", help="Name of the results  [default: from the file's name]")
-@click.option("--gpu", metavar="NAME", help="The GPU that served, as `bench catalog gpus` names it: H100-SXM.")
+@click.option("--gpu", metavar="NAME", help="The GPU that served, as `bench catalog hardware` names it: H100-SXM.")
 @click.option(
     "--gpus", "num_gpus", type=click.IntRange(0), metavar="N", help="How many GPUs the engine held; 0 on a CPU."
 )
