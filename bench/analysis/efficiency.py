@@ -87,7 +87,7 @@ def hardware_of(facts: RunFacts) -> Hardware | None:
             return load_hardware(facts.spec.engine.gpu)
         except BenchError:
             return None
-    if facts.origin == "imported":
+    if facts.origin == "imported" and "hardware" in facts.manifest:
         return _imported_hardware(facts)
     if not facts.on_gpu:
         return load_hardware("cpu")
