@@ -300,3 +300,4 @@ class Warning_:
     remedy: str  # what to do about it
     severity: Literal["note", "warning", "serious"] = "warning"
     scope: str = ""  # cell or run it concerns
+    size: float = 0.0  # how bad, comparable only within one code: the larger the worse

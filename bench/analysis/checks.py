@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -23,7 +24,9 @@ Severity = Literal["note", "warning", "serious"]
 class _Add(Protocol):
     """Takes down one warning."""
 
-    def __call__(self, code: str, message: str, remedy: str, severity: Severity = "warning") -> None: ...
+    def __call__(
+        self, code: str, message: str, remedy: str, severity: Severity = "warning", size: float = 0.0
+    ) -> None: ...
 
 
 MIN_RUNS = 3
@@ -33,6 +36,9 @@ ERROR_SERIOUS_RATIO = 0.05
 LATENESS_WARNING_S = 0.010
 PREFIX_HIT_RATIO = 0.01
 SPREAD_RATIO = 0.05
+#: Gravest first.
+SEVERITIES: tuple[Severity, ...] = ("serious", "warning", "note")
+AT_WORST = "at worst, "
 KV_SPREAD_RATIO = 0.02
 #: Cores kept busy by something else just before a run, while the engine was idle.
 HOST_BUSY_RATIO = 0.15
@@ -44,8 +50,8 @@ def run_warnings(facts: RunFacts, run: RunSummary, problems: tuple[str, ...]) ->
     """Every doubt about one run."""
     found: list[Warning_] = []
 
-    def add(code: str, message: str, remedy: str, severity: Severity = "warning") -> None:
-        found.append(Warning_(code, message, remedy, severity, facts.run))
+    def add(code: str, message: str, remedy: str, severity: Severity = "warning", size: float = 0.0) -> None:
+        found.append(Warning_(code, message, remedy, severity, facts.run, size))
 
     _origin(facts, add)
     for problem in problems:
@@ -121,10 +127,10 @@ def _window(facts: RunFacts, run: RunSummary, add: _Add) -> None:
         return
     if facts.on_gpu and window.length_s < MIN_STEADY_S:
         text = f"the counted window is {length}; below {MIN_STEADY_S:g} s clocks and temperature have not settled"
-        add("window-too-short", text, f"set stop.min_duration_s: {MIN_STEADY_S:g}")
+        add("window-too-short", text, f"set stop.min_duration_s: {MIN_STEADY_S:g}", size=-window.length_s)
     elif not facts.on_gpu and window.length_s < MIN_CPU_WINDOW_S:
         text = f"the counted window is {length}; below {MIN_CPU_WINDOW_S:g} s a hiccup of the machine weighs heavily"
-        add("window-too-short", text, f"set stop.min_duration_s: {MIN_CPU_WINDOW_S:g}", "note")
+        add("window-too-short", text, f"set stop.min_duration_s: {MIN_CPU_WINDOW_S:g}", "note", -window.length_s)
 
 
 def _errors(run: RunSummary, add: _Add) -> None:
@@ -140,6 +146,7 @@ def _errors(run: RunSummary, add: _Add) -> None:
         f"{share:.1%} of the counted requests failed ({classes})",
         "look at engine.log and at requests.jsonl",
         severity,
+        share,
     )
 
 
@@ -170,7 +177,8 @@ def _client(facts: RunFacts, run: RunSummary, add: _Add) -> None:
         cap = facts.schedule.get("max_in_flight")
         why = f"max_in_flight {cap} held requests back" if cap else "the client sent late"
         add("schedule-late", f"requests went out {duration_text(late)} late at p99: {why}",
-            "latencies count from the due time, so they hold; lower the rate or raise the limit if this was not meant")  # fmt: skip
+            "latencies count from the due time, so they hold; lower the rate or raise the limit if this was not meant",
+            size=late)  # fmt: skip
 
 
 def _engine(facts: RunFacts, run: RunSummary, add: _Add) -> None:
@@ -178,18 +186,19 @@ def _engine(facts: RunFacts, run: RunSummary, add: _Add) -> None:
     hits = run.values.get("prefix_cache_hit_ratio", 0.0)
     if hits > PREFIX_HIT_RATIO and workload is not None and workload.prefix is None and workload.sessions is None:
         add("prefix-cache-hits", f"{hits:.0%} of the prompt tokens came from the prefix cache, which the workload did not ask for",
-            "use other seeds for each repeat, or enable_prefix_caching: false", "serious")  # fmt: skip
+            "use other seeds for each repeat, or enable_prefix_caching: false", "serious", hits)  # fmt: skip
     if run.values.get("num_preemptions", 0) > 0:
         add("preemptions", f"{run.values['num_preemptions']:.0f} preemptions: the KV cache was too small for this load",
-            "lower max_num_seqs or the batch size, or give the cache more memory", "warning")  # fmt: skip
+            "lower max_num_seqs or the batch size, or give the cache more memory", "warning",
+            run.values["num_preemptions"])  # fmt: skip
     cap, running, waiting = facts.max_num_seqs, run.values.get("running_max"), run.values.get("waiting_mean")
     if cap and running is not None and running >= cap and (waiting or 0) > 0.5:
         add("batch-cap", f"max_num_seqs {cap} was reached while {waiting:.1f} requests waited on average",
-            "raise max_num_seqs if memory allows: the cap, not the GPU, set the throughput")  # fmt: skip
+            "raise max_num_seqs if memory allows: the cap, not the GPU, set the throughput", size=waiting or 0.0)  # fmt: skip
     mfu, mbu = run.values.get("mfu_ratio"), run.values.get("mbu_ratio")
     if mfu is not None and mbu is not None and facts.on_gpu and max(mfu, mbu) < FAR_BELOW_RATIO:
         add("far-below-roofline", f"MFU {mfu:.0%} and MBU {mbu:.0%}: neither compute nor memory is busy. {_likely_cause(facts, run)}",
-            "compare with `bench roofline`; look at the step times", "warning")  # fmt: skip
+            "compare with `bench roofline`; look at the step times", "warning", -max(mfu, mbu))  # fmt: skip
     _oversubscribed(facts, add)
     _host_busy(facts, add)
     _server_view(facts, add)
@@ -218,6 +227,7 @@ def _host_busy(facts: RunFacts, add: _Add) -> None:
             "stop other programs and run again"
             if not facts.on_gpu
             else "host work can slow small models; stop it and run again",
+            size=busy,
         )
 
 
@@ -269,6 +279,14 @@ def _tokens(run: RunSummary, add: _Add) -> None:
             "some steps were not recorded, or requests were dropped: treat step statistics with care")  # fmt: skip
 
 
+def worst(same: Sequence[Warning_]) -> Warning_:
+    """The gravest of warnings with one code, by severity and then by size; "at worst" where others differ in size."""
+    grave = max(same, key=lambda w: (-SEVERITIES.index(w.severity), w.size))
+    if len({w.size for w in same}) > 1 and not grave.message.startswith(AT_WORST):
+        return replace(grave, message=AT_WORST + grave.message)
+    return grave
+
+
 # --- cells -------------------------------------------------------------------------------------------------------
 
 
@@ -277,12 +295,15 @@ def cell_warnings(facts: RunFacts, runs: Sequence[RunSummary], estimates: dict[s
     out: list[Warning_] = []
     by_code: dict[str, list[Warning_]] = {}
     for run in runs:
-        for code, w in {w.code: w for w in run.warnings}.items():
-            by_code.setdefault(code, []).append(w)
+        of_run: dict[str, list[Warning_]] = {}
+        for w in run.warnings:
+            of_run.setdefault(w.code, []).append(w)
+        for code, same in of_run.items():
+            by_code.setdefault(code, []).append(worst(same))
     for code, same in by_code.items():
-        w = same[-1]
+        w = worst(same)
         of_runs = "" if len(same) == len(runs) else f" ({len(same)} of {len(runs)} runs)"
-        out.append(Warning_(code, w.message + of_runs, w.remedy, w.severity, facts.cell_id))
+        out.append(Warning_(code, w.message + of_runs, w.remedy, w.severity, facts.cell_id, w.size))
     if facts.origin == "measured" and len(runs) < MIN_RUNS:
         text = f"{len(runs)} run{'s' if len(runs) > 1 else ''}: too few for an interval worth trusting"
         out.append(Warning_("too-few-runs", text, f"set repeats: {MIN_RUNS} or more", "warning", facts.cell_id))
@@ -310,6 +331,7 @@ def cell_warnings(facts: RunFacts, runs: Sequence[RunSummary], estimates: dict[s
                     "keep the machine idle otherwise, lengthen the runs, add repeats",
                     "warning",
                     facts.cell_id,
+                    spread,
                 )
             )
         for i in outliers(rates):

@@ -22,11 +22,10 @@ def device_price(
     """
     if not facts.devices_known:
         return None, [], facts.why_no_devices
-    own = own_usd_per_hour
-    if own is None and experiment is not None:
-        own = experiment.gpu_price_usd_per_hour
-    if own is not None:
-        return Price(own, "your own price"), [], ""
+    if own_usd_per_hour is not None:
+        return Price(own_usd_per_hour, "your own price"), [], ""
+    if experiment is not None and experiment.gpu_price_usd_per_hour is not None:
+        return Price(experiment.gpu_price_usd_per_hour, "the experiment's own price"), [], ""
     named = experiment.prices if experiment is not None else None
     hardware = hardware_of(facts)
     gpu = hardware.name if hardware is not None and hardware.kind == "gpu" else None

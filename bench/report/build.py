@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import __version__
+from bench.analysis.checks import SEVERITIES, worst
 from bench.analysis.efficiency import hardware_of
 from bench.analysis.flat import flatten
 from bench.analysis.metrics import METRICS, definitions
@@ -25,8 +26,6 @@ from bench.report.layout import Layout, Placed, lay_out
 from bench.report.model import Chart, Doubt, Failure, Report, Table
 from bench.report.roofline_chart import roofline
 from bench.report.timeline import timeline
-
-_SEVERITIES = {"serious": 0, "warning": 1, "note": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +202,8 @@ def _doubts(summaries: Sequence[Summary], more: Sequence[Warning_]) -> list[Doub
             by_code.setdefault(w.code, []).append(w)
     for w in more:
         by_code.setdefault(w.code, []).append(w)
-    found = []
-    for same in by_code.values():
-        worst = min(same, key=lambda w: _SEVERITIES[w.severity])
-        found.append(Doubt(worst, tuple(dict.fromkeys(w.scope for w in same if w.scope))))
-    return sorted(found, key=lambda d: (_SEVERITIES[d.warning.severity], d.warning.code))
+    found = [Doubt(worst(same), tuple(dict.fromkeys(w.scope for w in same if w.scope))) for same in by_code.values()]
+    return sorted(found, key=lambda d: (SEVERITIES.index(d.warning.severity), d.warning.code))
 
 
 def _with_reminders(report: Report, data: Collected) -> Report:

@@ -31,7 +31,9 @@ def render(report: Report) -> str:
     out += ["## Warnings", ""]
     for d in report.doubts:
         where = f" Cells: {len(d.cells)}." if d.cells else ""
-        out.append(f"- **{d.warning.code}** ({d.warning.severity}): {d.warning.message}. {d.warning.remedy}.{where}")
+        out.append(
+            f"- **{d.warning.code}** ({d.warning.severity}): {d.warning.message}. {d.warning.remedy[:1].upper()}{d.warning.remedy[1:]}.{where}"
+        )
     out += ["" if report.doubts else "None.", "## How it was measured", ""]
     out += [f"- **{name}**: {text}" for name, text in report.statements]
     out += ["", "## Definitions", "", "| Metric | Unit | Definition |", "|---|---|---|"]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.analysis.checks import cell_warnings, run_warnings
+from bench.analysis.checks import cell_warnings, run_warnings, worst
 from bench.analysis.run_facts import RunFacts
 from bench.analysis.steady_state import Window
 from bench.analysis.summary import RunSummary, summarise_cell, summarise_run
 from bench.config.experiment import CellSpec
 from bench.config.sweep import expand
-from bench.records import Estimate
+from bench.records import Estimate, Warning_
 from tests.analysis.synthetic import EXPERIMENT, experiment, write_run
 
 GOOD = Window(0.0, 60.0, "steady", True, "")
@@ -133,3 +134,20 @@ def test_kv_capacity_that_changes_between_starts_is_told() -> None:
     ]
     assert "kv-capacity-differs" in {w.code for w in cell_warnings(facts(), rows, {})}
     assert "kv-capacity-differs" not in {w.code for w in cell_warnings(facts(), rows[:2], {})}
+
+
+def test_the_worst_of_several_speaks_for_them() -> None:
+    """A later, milder run must not stand for a worse one, in size or in severity."""
+    runs = []
+    for number, share in enumerate((0.2, 0.5, 0.001)):
+        s = summary(values={"error_ratio": share, "output_tokens_per_s": 100.0}, errors={"engine_error": 3})
+        f = facts(run=f"run-{number}")
+        runs.append(replace(s, run=f.run, warnings=run_warnings(f, s, ())))
+    (errors,) = (w for w in cell_warnings(facts(), runs, {}) if w.code == "errors")
+    assert errors.severity == "serious" and errors.message.startswith("at worst, 50.0% of the counted requests failed")
+    mild = replace(errors, message="at worst, 0.1% of ...", severity="note", size=0.001)
+    assert worst([mild, errors, mild]) == errors
+    assert worst([mild, mild]) == mild
+    noisy = [Warning_("noisy", f"varies by {x}%", "", size=x) for x in (19, 141, 30)]
+    assert worst(noisy).message == "at worst, varies by 141%"
+    assert worst(noisy[:1]).message == "varies by 19%"  # one alone is no worst
