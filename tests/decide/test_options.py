@@ -50,7 +50,8 @@ def test_started_hours_by_formula_and_on_the_curve(
     if found.first_tokens is None:
         assert not any(cheaper(hour * k) for k in (1, 2, 10, 1000))
         return
-    assert cheaper(found.first_tokens * (1 + 1e-9))
+    # the crossing may be the very end of a started hour, where rounding decides which side it falls on
+    assert any(cheaper(found.first_tokens * f) for f in (1 - 1e-9, 1, 1 + 1e-9))
     ends = [hour * n for n in range(1, 150) if hour * n < found.first_tokens * (1 - 1e-9)]
     assert not any(cheaper(v) for v in [*(found.first_tokens * f for f in (0.2, 0.7, 0.999)), *ends])
     assert found.always_tokens is not None
