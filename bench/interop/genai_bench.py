@@ -106,9 +106,9 @@ def _reported(metrics: Part, factor: float) -> dict[str, float]:
     per_minute = metrics.number("requests_per_minute")
     if per_minute is not None:
         out.setdefault("requests_per_s", per_minute / 60)
-    rate = metrics.number("error_rate")
-    if rate is not None:
-        out["error_ratio"] = rate
+    good, bad = metrics.integer("num_completed_requests"), metrics.integer("num_error_requests")
+    if good is not None and bad is not None and good + bad > 0:
+        out["error_ratio"] = bad / (good + bad)  # its error_rate is 0 in 0.0.5, however many failed
     if not metrics.has("run_duration"):
         # before that field existed, its throughputs were means of per-request rates
         for key, length in (("output_tokens_per_s", "osl_mean_tokens"), ("input_tokens_per_s", "isl_mean_tokens")):

@@ -283,6 +283,22 @@ def test_genai_bench_milliseconds_are_read_as_such(tmp_path: Path) -> None:
     assert read_runs(read_file(path))[0].reported["ttft_service_mean_s"] == pytest.approx(50.0)
 
 
+def test_genai_bench_statistics_come_out_of_its_own_requests() -> None:
+    """Written by genai-bench 0.0.5, whose error_rate says 0 although 3 of 27 requests failed."""
+    name = "genai_bench_c4/D64_16_text-to-text_num_concurrency_4_time_1s.json"
+    run = one(name)
+    rows = json.loads((DATA / name).read_text())["individual_request_metrics"]
+    good = [r for r in rows if not r["error_code"]]
+    ttft = np.array([r["ttft"] for r in good])
+    tpot = np.array([(r["e2e_latency"] - r["ttft"]) / (r["num_output_tokens"] - 1) for r in good])
+    assert run.reported["ttft_service_mean_s"] == pytest.approx(ttft.mean())
+    assert run.reported["ttft_service_p95_s"] == pytest.approx(np.percentile(ttft, 95))
+    assert run.reported["tpot_p50_s"] == pytest.approx(np.percentile(tpot, 50))
+    assert run.duration_s is not None
+    assert run.reported["output_tokens_per_s"] == pytest.approx(16 * len(good) / run.duration_s)
+    assert run.reported["error_ratio"] == pytest.approx(3 / 27) and run.errors == {"http_5xx": 3}
+
+
 def test_genai_bench_before_run_duration_token_rates_are_not_means_of_request_rates(tmp_path: Path) -> None:
     data = json.loads((DATA / GENAI).read_text())["aggregated_metrics"]
     del data["run_duration"], data["requests_per_second"]
