@@ -115,11 +115,46 @@ def _quick(
 ) -> Demand:
     from pydantic import ValidationError
 
-    from bench.catalog.hardware import load_hardware
     from bench.config.demand import Demand
 
     if rate is None and trace is None:
         raise BadInput("give a demand file, --rate or --trace", next_step="for example `bench plan --rate 50`")
+    candidates = _candidates(gpus, gpu_prices, tps, [None, *quantizations])
+    raw = {
+        "model": model,
+        "peak_rate_per_s": rate,
+        "mean_rate_per_s": mean_rate,
+        "isl": isl if trace is None else None,
+        "osl": osl if trace is None else None,
+        "trace": trace,
+        "growth_per_month": growth,
+        "horizon_months": horizon,
+        "slo": slo,
+        "spare_replicas": spares,
+        "zones": zones,
+        "headroom": headroom,
+        "candidates": candidates,
+    }
+    try:
+        return Demand.model_validate(raw)
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        field = (
+            str(first["loc"][0]).replace("_rate_per_s", "-rate").replace("peak-rate", "rate") if first["loc"] else ""
+        )
+        text = first["msg"].removeprefix("Value error, ")
+        raise BadInput(
+            f"{text[0].lower()}{text[1:]}, got {first.get('input')!r}" if field else text,
+            where=f"--{field}" if field else None,
+        ) from None
+
+
+def _candidates(
+    gpus: tuple[str, ...], gpu_prices: tuple[str, ...], tps: str, forms: list[str | None]
+) -> list[dict[str, Any]]:
+    """The candidates of a demand file, from options. Raises BadInput."""
+    from bench.catalog.hardware import load_hardware
+
     names = [n.strip() for g in gpus for n in g.split(",") if n.strip()] or [
         "A100-80-SXM",
         "H100-SXM",
@@ -139,37 +174,10 @@ def _quick(
         sizes = [int(t) for t in tps.split(",")]
     except ValueError:
         raise BadInput(f"expected sizes such as 1,2,4, got {tps!r}", where="--tp") from None
-    forms = [None, *quantizations]
-    raw = {
-        "model": model,
-        "peak_rate_per_s": rate,
-        "mean_rate_per_s": mean_rate,
-        "isl": isl if trace is None else None,
-        "osl": osl if trace is None else None,
-        "trace": trace,
-        "growth_per_month": growth,
-        "horizon_months": horizon,
-        "slo": slo,
-        "spare_replicas": spares,
-        "zones": zones,
-        "headroom": headroom,
-        "candidates": [
-            {"gpu": n, "usd_per_gpu_hour": prices.get(n), "tensor_parallel_sizes": sizes, "quantizations": forms}
-            for n in known
-        ],
-    }
-    try:
-        return Demand.model_validate(raw)
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        field = (
-            str(first["loc"][0]).replace("_rate_per_s", "-rate").replace("peak-rate", "rate") if first["loc"] else ""
-        )
-        text = first["msg"].removeprefix("Value error, ")
-        raise BadInput(
-            f"{text[0].lower()}{text[1:]}, got {first.get('input')!r}" if field else text,
-            where=f"--{field}" if field else None,
-        ) from None
+    return [
+        {"gpu": n, "usd_per_gpu_hour": prices.get(n), "tensor_parallel_sizes": sizes, "quantizations": forms}
+        for n in known
+    ]
 
 
 def _own_price(text: str) -> tuple[str, float]:

@@ -85,3 +85,12 @@ def test_what_cannot_be_planned_gets_one_line(change: dict, words: str) -> None:
         make_plan(demand(**change))
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.next_step
+
+
+def test_a_plan_without_head_room_is_met_at_its_demand_and_missed_at_one_and_a_half() -> None:
+    """With many replicas rounding up hides next to nothing: the plan's own checks must say both."""
+    found = make_plan(demand(peak_rate_per_s=330, candidates=[{"gpu": "H100-SXM", "tensor_parallel_sizes": [1]}]))
+    fleet = found.fleets[0]
+    assert fleet.cost.num_serving >= 4
+    assert fleet.at_peak is not None and fleet.at_peak.met
+    assert fleet.beyond is not None and not fleet.beyond.met
