@@ -56,7 +56,17 @@ def install_torch_cpu() -> None:
         return
     try:
         report = json.loads(
-            pip("install", "-q", "--dry-run", "--no-deps", "--ignore-installed", "--report", "-", TORCH_CPU, capture=True)
+            pip(
+                "install",
+                "-q",
+                "--dry-run",
+                "--no-deps",
+                "--ignore-installed",
+                "--report",
+                "-",
+                TORCH_CPU,
+                capture=True,
+            )
         )
         url = report["install"][0]["download_info"]["url"]
     except (subprocess.CalledProcessError, ValueError, KeyError, IndexError):
@@ -91,7 +101,10 @@ def main() -> int:
         else:
             install_cpu()
     except subprocess.CalledProcessError as e:
-        print(f"setup: pip failed ({e.returncode}); read its last lines above, then run `make setup` again", file=sys.stderr)
+        print(
+            f"setup: pip failed ({e.returncode}); read its last lines above, then run `make setup` again",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

@@ -14,7 +14,6 @@ from bench.errors import EXIT_DONE, BadInput
 
 if TYPE_CHECKING:
     from bench.analysis.summary import Summary
-    from bench.decide.cost import Price, TokenCost
     from bench.records import Estimate
 
 
