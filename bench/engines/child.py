@@ -4,7 +4,9 @@ Two processes. The **guardian** (this one, standard library only) is the session
 below it stays below it, even when its parent dies or it starts a session of its own. It forks the **engine** process,
 which loads vLLM, and waits. When the engine ends in any way, or the tool ends in any way (the socket hangs up, or the
 kernel signals the parent's death), it ends everything below it and exits with the engine's status (128 + signal for a
-signal). So neither a crash of the engine nor ``kill -9`` of the tool leaves a process behind.
+signal). So neither a crash of the engine nor ``kill -9`` of the tool leaves a process behind, nor shared memory: which
+files those processes have mapped is looked up while they start and once more when the engine says that it is ready,
+because at the end they may be gone before anybody can look.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from bench.engines.processes import (
 
 _PARENT_DIED = signal.SIGUSR1  # not SIGTERM: the kernel sends it when the *thread* that started us ends
 _KILL_LIMIT_S = 20.0
+#: The engine tells the guardian that it is ready (to the engine itself this signal means: write your stacks).
+READY_SIGNAL = signal.SIGUSR2
+_LOOK_EVERY_S = 1.0
 
 
 def main() -> None:
@@ -36,7 +41,7 @@ def main() -> None:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     os.set_blocking(wake_read, False)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, _PARENT_DIED):
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, _PARENT_DIED, READY_SIGNAL):
         signal.signal(number, lambda *_: None)  # only to be woken: what to do is decided in the loop
     me = os.getpid()
     engine = os.fork()
@@ -52,13 +57,18 @@ def main() -> None:
         serve(fd)  # does not return
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal_on_parent_death(_PARENT_DIED, parent)
-    status = _watch(engine, fd, wake_read, parent)
-    _end_everything_below()
+    shared: set[str] = set()
+    status = _watch(engine, fd, wake_read, parent, shared)
+    _end_everything_below(shared)
     os._exit(status)
 
 
-def _watch(engine: int, fd: int, wake_read: int, parent: int) -> int:
-    """Wait until the engine or the tool ends; the exit status to report."""
+def _watch(engine: int, fd: int, wake_read: int, parent: int, shared: set[str]) -> int:
+    """Wait until the engine or the tool ends; the exit status to report. ``shared`` collects the shared memory below.
+
+    Once the engine is ready this sleeps: nothing here may take time from a measurement.
+    """
+    ready_seen = False
     poll = select.poll()
     poll.register(fd, 0)  # only hang-ups: the engine process reads the messages
     poll.register(wake_read, select.POLLIN)
@@ -68,7 +78,9 @@ def _watch(engine: int, fd: int, wake_read: int, parent: int) -> int:
             return status
         if os.getppid() != parent:
             return 128 + signal.SIGHUP
-        for ready, event in poll.poll():
+        if not ready_seen:
+            shared |= shared_memory_of(descendants(os.getpid()))
+        for ready, event in poll.poll(None if ready_seen else _LOOK_EVERY_S * 1000):
             if ready == fd and event & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
                 return 128 + signal.SIGHUP
             if ready == wake_read:
@@ -77,6 +89,9 @@ def _watch(engine: int, fd: int, wake_read: int, parent: int) -> int:
                     numbers = os.read(wake_read, 4096)
                 if signal.SIGTERM in numbers:
                     return 128 + signal.SIGTERM
+                if READY_SIGNAL in numbers:
+                    shared |= shared_memory_of(descendants(os.getpid()))
+                    ready_seen = True
 
 
 def _reap(engine: int) -> int | None:
@@ -94,9 +109,9 @@ def _reap(engine: int) -> int | None:
             status = code if code >= 0 else 128 - code
 
 
-def _end_everything_below() -> None:
+def _end_everything_below(shared: set[str]) -> None:
     """As a subreaper this process inherits every orphan, so killing its descendants until none is left ends them all."""
-    shared = shared_memory_of(descendants(os.getpid()))
+    shared |= shared_memory_of(descendants(os.getpid()))
     deadline = time.monotonic() + _KILL_LIMIT_S
     with contextlib.suppress(ChildProcessError):  # raised when no child is left
         while time.monotonic() < deadline:

@@ -14,6 +14,7 @@ import traceback
 from typing import Any, NoReturn
 
 from bench.engines.base import Engine
+from bench.engines.child import READY_SIGNAL
 from bench.engines.failures import failure_of
 from bench.engines.outbox import Outbox
 from bench.engines.packing import unpack
@@ -77,6 +78,7 @@ def _serve(channel: Channel) -> int:
             os._exit(1)
 
     watch = ProcessWatch(descendants(os.getpid()), overdue)
+    os.kill(os.getppid(), READY_SIGNAL)
     channel.send("ready", engine.info())
     try:
         while True:

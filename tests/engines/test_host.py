@@ -279,6 +279,38 @@ def test_killing_the_tool_leaves_no_process(tmp_path: Path, hung: bool) -> None:
     assert not wait_until_gone(pids)
 
 
+SHARING = """
+import mmap, os
+if os.environ.get("TOKENYIELD_ENGINE_ID"):
+    fd = os.open("/dev/shm/psm_" + os.environ["TOKENYIELD_ENGINE_ID"], os.O_RDWR | os.O_CREAT, 0o600)
+    os.truncate(fd, 4096)
+    shared = mmap.mmap(fd, 4096)
+    os.close(fd)
+"""
+
+
+def test_killing_the_tool_leaves_no_shared_memory(tmp_path: Path) -> None:
+    """The engine ends by itself when the tool is gone, before anybody can look at what it has mapped."""
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("needs /dev/shm")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SHARING)
+    code = textwrap.dedent(TOOL).format(env={"PYTHONPATH": str(tmp_path / "site")}, log=str(tmp_path / "engine.log"))
+    root = Path(__file__).resolve().parents[2]
+    tool = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert tool.stdout is not None
+    pids = tuple(int(p) for p in tool.stdout.readline().split())
+    marker = Path(f"/proc/{pids[0]}/environ").read_text().partition("TOKENYIELD_ENGINE_ID=")[2].partition("\0")[0]
+    shared = Path(f"/dev/shm/psm_{marker}")
+    assert shared.is_file()
+    os.kill(pids[0], signal.SIGSTOP)  # the guardian comes last, as on a busy machine
+    tool.kill()
+    tool.wait()
+    assert not wait_until_gone(pids[1:])
+    os.kill(pids[0], signal.SIGCONT)
+    assert not wait_until_gone(pids) and not shared.exists()
+
+
 def test_an_exception_in_the_engine_is_one_line(make: MakeEngine) -> None:
     engine = make()
     engine.start(START_LIMIT_S)
