@@ -62,7 +62,7 @@ class Tool:
 
     def run(self, *args: str, results: Path | None = None) -> subprocess.CompletedProcess[str]:
         process = self.start(*args, results=results)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)  # half a minute where nothing else runs
         return subprocess.CompletedProcess([], process.returncode, out, err)
 
     def leftovers(self, wait_s: float = 15.0) -> list[str]:

@@ -31,7 +31,7 @@ def complete(folder: Path) -> dict[str, dict]:
     return out
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_twenty_kills_at_random_moments(tool) -> None:
     rng = random.Random(20261124)
     folder = tool.results / "runs" / "kills"
