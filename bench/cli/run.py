@@ -14,7 +14,12 @@ from bench.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED
 @click.command("run")
 @click.argument("experiment", required=False)
 @click.option("--results", type=click.Path(file_okay=False), help="Folder for results (default: results/).")
-@click.option("--only", multiple=True, metavar="TEXT", help="Only cells whose id contains TEXT. May be repeated.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="TEXT",
+    help="Only cells whose name contains TEXT, or whose id it is. May be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
 @click.option("--plain", is_flag=True, help="Plain lines even on a terminal.")
 @click.option("--report/--no-report", default=True, help="Write the report at the end.")
@@ -43,7 +48,7 @@ def command(
     archs = load_archs([c.spec.model for c in loaded.cells])
     selected = None
     if only:
-        selected = {c.cell_id for c in loaded.cells if any(text in c.cell_id for text in only)}
+        selected = {c.cell_id for c in loaded.cells if any(_names(text, c.cell_id) for text in only)}
         if not selected:
             raise BadInput(
                 f"no cell id contains {' or '.join(only)}",
@@ -63,8 +68,20 @@ def command(
             click.echo(f"interrupted: every finished run is kept; continue with `{again}`", err=True)
         return EXIT_INTERRUPTED
     if report:
-        _report(folder, as_json)
+        try:
+            _report(folder, as_json)
+        except KeyboardInterrupt:
+            where = f" --results {results}" if results else ""
+            again = f"bench report {loaded.experiment.name}{where}"
+            click.echo(f"interrupted: every run is kept; write the report with `{again}`", err=True)
+            return EXIT_INTERRUPTED
     return EXIT_SOME_FAILED if outcome.num_failed or outcome.num_missing else EXIT_DONE
+
+
+def _names(text: str, cell_id: str) -> bool:
+    """Whether ``--only text`` means this cell: "c1" must not find the hash of another one."""
+    name, _, digest = cell_id.rpartition("-")
+    return text in name or text in (digest, cell_id)
 
 
 def _provenance() -> dict[str, Any]:

@@ -85,3 +85,11 @@ def test_nvml_without_a_gpu_is_refused_before_anything_starts(
     done = bench(command, written(tmp_path, source="nvml"))
     assert isinstance(done.exception, BadInput) and "telemetry.source: no NVIDIA GPU" in str(done.exception)
     assert not (tmp_path / "r").exists()
+
+
+def test_only_looks_at_names_and_whole_ids() -> None:
+    from bench.cli.run import _names
+
+    assert _names("c1", "tp1-c1-f166124f") and _names("f166124f", "tp1-c1-f166124f")
+    assert not _names("c1", "tp1-c2-7c1b6c58")
+    assert _names("tp1-c2-7c1b6c58", "tp1-c2-7c1b6c58")
