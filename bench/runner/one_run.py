@@ -201,21 +201,39 @@ def _measure(
 
 
 def _busy_until(t0: float) -> float | None:
-    """Sleep until ``t0`` and say how busy the host's cores were meanwhile, 0-1: the engine is idle, so this is other work.
+    """Sleep until ``t0`` and say how busy other programs kept the host's cores meanwhile, 0-1.
 
+    What this process and its descendants (engine, sampler) used is taken off: ranks of an idle engine spin while they wait.
     None where there was no time left to tell (under 0.1 s).
     """
+    start = time.monotonic()
+    before, own_before = _cpu_seconds(), _own_cpu_seconds()
+    time.sleep(max(0.0, t0 - time.monotonic()))
+    after, own_after = _cpu_seconds(), _own_cpu_seconds()
+    if time.monotonic() - start < 0.1 or after[1] <= before[1]:
+        return None
+    others = (after[0] - before[0]) - max(0.0, own_after - own_before)
+    return min(1.0, max(0.0, others / (after[1] - before[1])))
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """(busy, all) seconds of all cores since boot."""
     import psutil
 
-    start = time.monotonic()
-    before = psutil.cpu_times()
-    time.sleep(max(0.0, t0 - start))
-    after = psutil.cpu_times()
-    if time.monotonic() - start < 0.1:
-        return None
-    idle = (after.idle - before.idle) + (getattr(after, "iowait", 0.0) - getattr(before, "iowait", 0.0))
-    total = sum(after) - sum(before)
-    return min(1.0, max(0.0, 1.0 - idle / total)) if total > 0 else None
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0), sum(times)
+
+
+def _own_cpu_seconds() -> float:
+    """CPU seconds of this process and its living descendants so far."""
+    import psutil
+
+    total = 0.0
+    for process in (me := psutil.Process(), *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            used = process.cpu_times()
+            total += used.user + used.system
+    return total
 
 
 class _Tally:
