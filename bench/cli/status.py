@@ -21,6 +21,7 @@ def command(experiment: str | None, results: str | None, as_json: bool) -> int:
     root = Path(results or "results") / "runs" if results else _runs_root()
     if experiment is None:
         rows = [_summary(folder) for folder in sorted(root.glob("*")) if (folder / "plan.json").is_file()]
+        rows += [_summary_without_plan(folder) for folder in sorted(root.glob("*")) if _has_no_plan(folder)]
         if as_json:
             click.echo(json.dumps(rows, indent=1))
         elif not rows:
@@ -28,7 +29,10 @@ def command(experiment: str | None, results: str | None, as_json: bool) -> int:
         else:
             _print_experiments(rows)
         return EXIT_DONE
-    cells = _cells(experiment, root)
+    if _has_no_plan(root / experiment):
+        cells = _cells_without_plan(root / experiment)
+    else:
+        cells = _cells(experiment, root)
     if as_json:
         click.echo(json.dumps(cells, indent=1))
     else:
@@ -40,6 +44,51 @@ def _runs_root() -> Path:
     from bench.runner.results import runs_root
 
     return runs_root()
+
+
+def _has_no_plan(folder: Path) -> bool:
+    """Results that `bench run` did not make: imported or predicted ones. There is nothing to continue."""
+    from bench.store import list_cells
+
+    return folder.is_dir() and not (folder / "plan.json").is_file() and bool(list_cells(folder))
+
+
+def _cells_without_plan(folder: Path) -> list[dict[str, Any]]:
+    from bench.store import list_cells, list_runs
+
+    rows = []
+    for path in list_cells(folder):
+        runs = list_runs(path)
+        done = [r for r in runs if r.status == "complete"]
+        note = f"{runs[0].origin}: nothing to continue; `bench report {folder.name}`" if runs else None
+        rows.append(
+            {
+                "cell_id": path.name,
+                "complete": len(done),
+                "repeats": len(done),
+                "missing": 0,
+                "failed": sum(r.status == "failed" for r in runs),
+                "interrupted": sum(r.status == "interrupted" for r in runs),
+                "running": sum(r.status == "running" for r in runs),
+                "skipped": None,
+                "reason": note,
+            }
+        )
+    return rows
+
+
+def _summary_without_plan(folder: Path) -> dict[str, Any]:
+    rows = _cells_without_plan(folder)
+    complete = sum(r["complete"] for r in rows)
+    return {
+        "experiment": folder.name,
+        "cells": len(rows),
+        "complete": complete,
+        "total": complete,
+        "failed": sum(r["failed"] for r in rows),
+        "running": sum(r["running"] for r in rows),
+        "skipped_cells": 0,
+    }
 
 
 def _cells(experiment: str, root: Path) -> list[dict[str, Any]]:
