@@ -188,7 +188,9 @@ def _planned_cells(plan: dict[str, Any], folder: Path) -> list[PlannedCell]:
         return [PlannedCell(p.name, {}, None) for p in list_cells(folder)]
     why = skipped if isinstance(skipped, dict) else {}
     if not isinstance(cells, list) or not all(isinstance(c, dict) and isinstance(c.get("cell_id"), str) for c in cells):
-        raise BadInput("its cells cannot be understood", where=str(folder / PLAN), next_step="`bench run` writes it anew")
+        raise BadInput(
+            "its cells cannot be understood", where=str(folder / PLAN), next_step="`bench run` writes it anew"
+        )
     out = []
     for c in cells:
         axes, reason = c.get("axes"), why.get(c["cell_id"])
