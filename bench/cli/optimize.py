@@ -32,17 +32,33 @@ def _numbers(text: str | None, default: tuple[Any, ...]) -> tuple[Any, ...]:
 def _names(text: str | None) -> tuple[str | None, ...]:
     if text is None:
         return (None,)
-    return tuple(dict.fromkeys(None if p.strip() in ("default", "none", "auto") else p.strip() for p in text.split(",")))
+    return tuple(
+        dict.fromkeys(None if p.strip() in ("default", "none", "auto") else p.strip() for p in text.split(","))
+    )
 
 
 @click.command("optimize")
 @click.argument("model")
 @click.option("--gpu", "gpus", required=True, metavar="NAME,...", help="GPUs of the catalogue to choose from.")
-@click.option("--shape", default="1k/1k", show_default=True, metavar="ISL/OSL", help="Lengths in tokens; drawn from 80-100 % of them.")
+@click.option(
+    "--shape",
+    default="1k/1k",
+    show_default=True,
+    metavar="ISL/OSL",
+    help="Lengths in tokens; drawn from 80-100 % of them.",
+)
 @click.option("--prefix-tokens", type=click.IntRange(0), default=0, help="Leading tokens that all prompts share.")
-@click.option("--objective", type=click.Choice(["throughput", "cost", "goodput"]), default="throughput", show_default=True, help="Per GPU.")
+@click.option(
+    "--objective",
+    type=click.Choice(["throughput", "cost", "goodput"]),
+    default="throughput",
+    show_default=True,
+    help="Per GPU.",
+)
 @click.option("--slo", metavar="TEXT", help='A name, a file, or e.g. "ttft p99 <= 500 ms and tpot p99 <= 50 ms".')
-@click.option("--rate", type=float, help="Requests per second to serve (Poisson); then the fewest replicas are looked for.")
+@click.option(
+    "--rate", type=float, help="Requests per second to serve (Poisson); then the fewest replicas are looked for."
+)
 @click.option("--max-gpus", type=click.IntRange(1), default=8, show_default=True, help="GPUs to use at most.")
 @click.option("--tp", metavar="N,...", help="tensor_parallel_size [1,2,4,8].")
 @click.option("--pp", metavar="N,...", help="pipeline_parallel_size [1].")
@@ -51,7 +67,9 @@ def _names(text: str | None) -> tuple[str | None, ...]:
 @click.option("--max-num-seqs", metavar="N,...", help='Numbers or "default".')
 @click.option("--max-num-batched-tokens", metavar="N,...", help='Numbers or "default".')
 @click.option("--price", type=float, help="USD per GPU hour (default: the catalogue's typical on-demand price).")
-@click.option("--profile", type=click.Path(exists=True, dir_okay=False), help="A calibration written by `bench calibrate`.")
+@click.option(
+    "--profile", type=click.Path(exists=True, dir_okay=False), help="A calibration written by `bench calibrate`."
+)
 @click.option("--top", type=click.IntRange(1), default=8, show_default=True, help="Engines to list.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 def command(
@@ -180,7 +198,9 @@ def _print(
     for metric in ("output_tokens_per_s", "ttft", "tpot"):
         i = step_time.interval(metric)
         if i is not None:
-            click.echo(f"  {i.confidence:.0%} interval of {metric}: {i.low_ratio:.2f} to {i.high_ratio:.2f} of the prediction")
+            click.echo(
+                f"  {i.confidence:.0%} interval of {metric}: {i.low_ratio:.2f} to {i.high_ratio:.2f} of the prediction"
+            )
 
 
 def _json(found: Any, objective: str, prices: dict[str, float], wall_s: float) -> dict[str, Any]:

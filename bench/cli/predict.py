@@ -22,8 +22,16 @@ _SHOWN = (
 
 @click.command("predict")
 @click.argument("experiment")
-@click.option("--gpu", "gpus", multiple=True, metavar="NAME,...", help="GPUs of the catalogue (`bench catalog`), comma-separated or repeated.")
-@click.option("--profile", type=click.Path(exists=True, dir_okay=False), help="A calibration written by `bench calibrate`.")
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    metavar="NAME,...",
+    help="GPUs of the catalogue (`bench catalog`), comma-separated or repeated.",
+)
+@click.option(
+    "--profile", type=click.Path(exists=True, dir_okay=False), help="A calibration written by `bench calibrate`."
+)
 @click.option("--kernels", type=click.Path(exists=True), help="A result of `bench kernels` from the predicted device.")
 @click.option("--only", multiple=True, metavar="TEXT", help="Only cells whose id contains TEXT. May be repeated.")
 @click.option("--repeats", type=click.IntRange(1), help="Simulated runs per cell (default: as in the experiment).")

@@ -22,7 +22,15 @@ SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "ignore_eos": True
 
 #: KV cache of the CPU build where nothing else is asked for, in GiB. vLLM's default is a share of the host's memory.
 CPU_KV_CACHE_GIB = 1
-_SHOWN_ENVIRONMENT = ("VLLM_", "TORCH_COMPILE_DISABLE", "CUDA_VISIBLE_DEVICES", "NCCL_", "OMP_", "HF_HUB_OFFLINE", "PYTORCH_CUDA_ALLOC_CONF")
+_SHOWN_ENVIRONMENT = (
+    "VLLM_",
+    "TORCH_COMPILE_DISABLE",
+    "CUDA_VISIBLE_DEVICES",
+    "NCCL_",
+    "OMP_",
+    "HF_HUB_OFFLINE",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 

@@ -74,13 +74,21 @@ def draw_roofline(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path", "svg.hashsalt": "tokenyield"}
+    style: Any = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "tokenyield",
+    }
     with rc_context(style):
         figure = Figure(figsize=(9.6, 6.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         _on_axes(axes, ceilings, dtypes, steps, cells, ())
-        axes.set_title("area of a point and per cent: share of the step's least time", loc="left", fontsize=9, color=MUTED)
+        axes.set_title(
+            "area of a point and per cent: share of the step's least time", loc="left", fontsize=9, color=MUTED
+        )
         for handle in axes.legend(loc="lower right", frameon=False, fontsize=9).legend_handles:
             if handle is not None and hasattr(handle, "set_sizes"):
                 handle.set_sizes([45])
@@ -206,4 +214,11 @@ def _cells(axes: Axes, cells: Sequence[CellPoint]) -> None:
         if c.interval:
             axes.plot([c.intensity_flops_per_byte] * 2, c.interval, color="#cc79a7", linewidth=1.2, zorder=4)
         if len(labelled) <= 8 or i in (0, len(labelled) - 1):
-            axes.annotate(c.label, (c.intensity_flops_per_byte, c.flops_per_s), xytext=(8, -3), textcoords="offset points", fontsize=8, color=INK)
+            axes.annotate(
+                c.label,
+                (c.intensity_flops_per_byte, c.flops_per_s),
+                xytext=(8, -3),
+                textcoords="offset points",
+                fontsize=8,
+                color=INK,
+            )

@@ -26,7 +26,14 @@ def test_every_number_has_a_source_and_a_day() -> None:
         if d.kind == "cpu":
             assert not d.peak_flops
             continue
-        for name in ("memory_bytes", "memory_bandwidth_bytes_per_s", "tdp_w", "num_sms", "l2_bytes", "compute_capability"):
+        for name in (
+            "memory_bytes",
+            "memory_bandwidth_bytes_per_s",
+            "tdp_w",
+            "num_sms",
+            "l2_bytes",
+            "compute_capability",
+        ):
             assert name in d.facts, (d.name, name)
         assert {f"peak_flops.{k}" for k in d.peak_flops} <= set(d.facts)
         for fact in d.facts.values():

@@ -201,7 +201,7 @@ def test_blocks_are_those_of_vllm(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt-oss-120b", "llama-4-scout", "llama-3.1-8b"])
 def test_printed_capacity_is_computed_as_vllm_does(name: str) -> None:
-    """"GPU KV cache size" of hybrid models: sequences of max_model_len that fit, windows counted, times its length."""
+    """ "GPU KV cache size" of hybrid models: sequences of max_model_len that fit, windows counted, times its length."""
     pytest.importorskip("vllm")
     from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity
 
@@ -244,7 +244,9 @@ def test_capacity_is_what_a_real_engine_reports(tmp_path: Path) -> None:
     tp = 2 if (os.cpu_count() or 1) > 1 else 1  # two ranks, each with its own budget and half of the KV heads
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(i) for i in range(tp))
-    done = subprocess.run([sys.executable, str(script), str(folder), str(tp)], env=env, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), str(tp)], env=env, capture_output=True, text=True, timeout=280
+    )
     lines = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-2000:]
     found = json.loads(lines[0].removeprefix("RESULT "))

@@ -105,7 +105,9 @@ api:
 )
 def test_rows_that_make_no_sense(tmp_path: Path, row: str, message: str) -> None:
     path = tmp_path / "p.yaml"
-    path.write_text(f"currency: USD\ngpu_hours:\n  - {{provider: P, gpu: L4, {row}, source: none known, as_of: 2026-01-01}}\n")
+    path.write_text(
+        f"currency: USD\ngpu_hours:\n  - {{provider: P, gpu: L4, {row}, source: none known, as_of: 2026-01-01}}\n"
+    )
     with pytest.raises(BadInput, match=message) as e:
         load_prices(path)
     assert "p.yaml:3" in str(e.value)

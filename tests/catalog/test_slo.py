@@ -29,7 +29,10 @@ limits = st.builds(
 )
 
 
-@given(st.lists(limits, min_size=1, max_size=4, unique_by=lambda x: (x.metric, x.percentile)), st.sampled_from([None, 0.9, 0.99, 1.0]))
+@given(
+    st.lists(limits, min_size=1, max_size=4, unique_by=lambda x: (x.metric, x.percentile)),
+    st.sampled_from([None, 0.9, 0.99, 1.0]),
+)
 def test_text_and_back(found: list[SloLimit], share: float | None) -> None:
     slo = Slo(tuple(found), share)
     again = parse_slo(slo.text)

@@ -54,7 +54,7 @@ def test_anchors_and_merges() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TEXT.replace("rate_per_s: 4", "rate_per_s: 10/s"), 'x.yaml:3: load.rate_per_s: '),
+        (TEXT.replace("rate_per_s: 4", "rate_per_s: 10/s"), "x.yaml:3: load.rate_per_s: "),
         (TEXT.replace("rate_per_s: 4", "rate: 4"), "x.yaml:3: load.rate: unknown field"),
         (TEXT.replace("name: x\n", ""), "name: is missing"),
         (TEXT.replace("  - rate_per_s: 2", "  - rate_per_s: null"), "x.yaml:6: many[1].rate_per_s"),

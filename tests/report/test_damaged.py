@@ -63,7 +63,9 @@ def test_any_value_may_be_junk(small: Path, tmp_path: Path, seed: int, name: str
     assert render(report)
 
 
-@pytest.mark.parametrize("name", ["requests.jsonl", "engine_steps.arrow", "telemetry.arrow", "summary.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["requests.jsonl", "engine_steps.arrow", "telemetry.arrow", "summary.json", "manifest.json"]
+)
 @pytest.mark.parametrize("how", ["torn", "empty", "gone", "garbage"])
 def test_any_file_may_be_damaged(small: Path, tmp_path: Path, name: str, how: str) -> None:
     copy = tmp_path / "synthetic"

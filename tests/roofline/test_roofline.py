@@ -69,7 +69,9 @@ def test_decode_is_memory_bound_and_prefill_compute_bound() -> None:
 @given(batch=st.integers(1, 512), context=st.integers(1, 20_000))
 def test_least_time_grows_with_the_work(batch: int, context: int) -> None:
     def time_s(b: int, n: int) -> float:
-        return step_roofline(step_ops(LLAMA, StepShape.uniform(LLAMA, decode_requests=b, decode_context=n)), H100).time_s
+        return step_roofline(
+            step_ops(LLAMA, StepShape.uniform(LLAMA, decode_requests=b, decode_context=n)), H100
+        ).time_s
 
     assert time_s(batch + 1, context) > time_s(batch, context)
     assert time_s(batch, context + 1) > time_s(batch, context)
@@ -135,7 +137,19 @@ def test_the_command_and_its_picture(tmp_path: Path) -> None:
     from bench.cli import cli
 
     out = tmp_path / "pictures" / "roof.png"
-    args = ["roofline", "llama-3.1-8b", "--gpu", "H100", "--tp", "2", "--quantization", "fp8", "--out", str(out), "--json"]
+    args = [
+        "roofline",
+        "llama-3.1-8b",
+        "--gpu",
+        "H100",
+        "--tp",
+        "2",
+        "--quantization",
+        "fp8",
+        "--out",
+        str(out),
+        "--json",
+    ]
     done = CliRunner().invoke(cli, args, catch_exceptions=False)
     data = json.loads(done.output)
     ops = data["steps"]["decode"]["ops"]

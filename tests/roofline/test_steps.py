@@ -174,7 +174,9 @@ def test_features_are_sums_over_requests(chunks: list[tuple[int, int]], lengths:
     m = MODELS[name]
     whole = StepShape.of(m, chunks, lengths).features()
     assert len(whole) == NUM_FEATURES == len(FEATURES)
-    parts = [StepShape.of(m, [c]).features() for c in chunks] + [StepShape.of(m, decode=[x]).features() for x in lengths]
+    parts = [StepShape.of(m, [c]).features() for c in chunks] + [
+        StepShape.of(m, decode=[x]).features() for x in lengths
+    ]
     if parts:
         total = np.sum(parts, axis=0)
         assert whole[3:] == pytest.approx(total[3:])
