@@ -173,7 +173,8 @@ def test_control_c_ends_with_130_and_leaves_readable_results(tmp_path):
     import time
 
     out = tmp_path / "out"
-    command_line = [sys.executable, "-m", "bench", "kernels", "--config", "tiny", "--device", "cpu", "--out", str(out)]
+    # the quick suite takes tens of seconds: the signal comes long before its end however fast the machine is
+    command_line = [sys.executable, "-m", "bench", "kernels", "--quick", "--device", "cpu", "--out", str(out)]
     process = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     samples = out / results.SAMPLES
     deadline = time.monotonic() + 120
@@ -184,7 +185,7 @@ def test_control_c_ends_with_130_and_leaves_readable_results(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     summary = results.load_summary(out)
-    assert summary["status"] == "interrupted" and 3 <= len(summary["cases"]) < 56
+    assert summary["status"] == "interrupted" and 3 <= len(summary["cases"]) < 70
     assert b"Traceback" not in errors
 
 
