@@ -7,7 +7,7 @@ ENGINE := $(VENV)/.engine-installed
 EXPERIMENT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test perf accuracy validate-sim kernels gpu-evidence lint clean
+.PHONY: help setup bench test perf accuracy validate-sim worked-example kernels gpu-evidence lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ accuracy: setup ## how far predictions are from published measurements
 
 validate-sim: setup ## calibrate on this machine, predict what was not run, run it, compare
 	$(BIN)/python scripts/validate_sim.py
+
+worked-example: setup ## write docs/self-host-or-api.md anew from configs/
+	$(BIN)/python scripts/worked_example.py
 
 kernels: setup ## measure memory, GEMM, attention and links of this machine
 	$(BIN)/bench kernels
