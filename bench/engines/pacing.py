@@ -7,7 +7,6 @@ argument; :func:`pace` waits, on an asyncio loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import math
 from collections import deque
@@ -306,8 +305,12 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
     if timeout_s <= 0:
         await asyncio.sleep(0)
         return
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)
+    # not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes together with the event
+    waiter = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({waiter}, timeout=None if math.isinf(timeout_s) else timeout_s)
+    finally:
+        waiter.cancel()
 
 
 def in_slices(
