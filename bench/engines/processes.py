@@ -69,6 +69,17 @@ def descendants(root: int, table: dict[int, ProcStat] | None = None) -> set[int]
     return found
 
 
+def started_processes(pids: Iterable[int]) -> dict[int, int]:
+    """pid -> start_ticks of those that live: knows them again wherever they are handed to when their parents end."""
+    return {pid: stat.start_ticks for pid in pids if (stat := proc_stat(pid)) is not None}
+
+
+def still_running(processes: dict[int, int]) -> set[int]:
+    """Those of :func:`started_processes` that have not ended; a zombie has."""
+    found = ((pid, ticks, proc_stat(pid)) for pid, ticks in processes.items())
+    return {pid for pid, ticks, stat in found if stat and stat.state not in "ZX" and stat.start_ticks == ticks}
+
+
 def _has_marker(pid: int, marker: bytes) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as f:
@@ -129,15 +140,20 @@ def remove_shared_memory(paths: Iterable[str], marker: str) -> None:
                 os.unlink(path)
 
 
-def end_processes(find: Callable[[], set[int]], limit_s: float) -> set[int]:
-    """SIGKILL what ``find`` returns, again and again until it returns nothing. Returns what is left after ``limit_s``."""
-    deadline = time.monotonic() + limit_s
+def end_processes(find: Callable[[], set[int]], limit_s: float, grace_s: float = 0.0) -> set[int]:
+    """SIGKILL what ``find`` returns, again and again until it returns nothing. Returns what is left after ``limit_s``.
+
+    ``grace_s``: time in which they may end by themselves before the first signal.
+    """
+    begin = time.monotonic()
     pause_s = 0.005
     while left := find():
-        for pid in left:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - begin
+        if waited_s >= grace_s:
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+        if waited_s > grace_s + limit_s:
             return left
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.2)

@@ -26,7 +26,7 @@ from typing_extensions import Self
 from bench.engines import vllm_setup, vllm_versions
 from bench.engines.base import RecordSink
 from bench.engines.http_run import serve_over_http
-from bench.engines.processes import descendants
+from bench.engines.processes import descendants, end_processes, started_processes, still_running
 from bench.errors import BadInput, EngineUnavailable
 from bench.load.driver import LoadOptions
 from bench.load.oneshot import ask
@@ -41,6 +41,8 @@ HOST = "127.0.0.1"
 SERVED_NAME = "model"
 START_LIMIT_S = 3600.0  # the runner's own limit is shorter and ends this process
 DRAIN_LIMIT_S, KILL_LIMIT_S, MEMORY_LIMIT_S = 30.0, 10.0, 60.0
+#: What multiprocessing's resource trackers may take, after the server has ended, to remove its shared memory.
+TIDY_LIMIT_S = 3.0
 _POLL_S = 0.25
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json")
 #: A GPU counts as released once its used memory is back within this of what it was before the start.
@@ -122,6 +124,7 @@ class VllmServer:
         self._info: EngineInfo | None = None
         self._uuids: tuple[str, ...] = ()
         self._memory_before: dict[str, int] = {}
+        self._started: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         """Raises EngineUnavailable when the server dies or does not get ready; the reason is the last line of its log."""
@@ -187,6 +190,7 @@ class VllmServer:
 
     def _describe(self, version: str, start_s: float) -> EngineInfo:
         assert self.target is not None and self.process is not None
+        self._started = started_processes({self.process.pid, *descendants(self.process.pid)})
         models = ask(self.target, "GET", self.target.path("models")).json() or {}
         cards = models.get("data") or [{}]
         config = self._cache_config()
@@ -202,7 +206,7 @@ class VllmServer:
             block_size=block,
             start_s=start_s,
             max_model_len=_whole(cards[0].get("max_model_len")),
-            pids=tuple(sorted({self.process.pid, *descendants(self.process.pid)})),
+            pids=tuple(sorted(self._started)),
             notes={
                 "weights": self.launch.weights,
                 "tokenizer": has_tokenizer(self.launch.model),
@@ -248,11 +252,12 @@ class VllmServer:
             raise RuntimeError(f"vllm serve ended during the run (exit status {self.process.returncode})")
 
     def __exit__(self, *exc: object) -> None:
-        """SIGTERM, a limit, SIGKILL for whatever is left below it; then wait until the GPUs' memory is free again."""
+        """SIGTERM, a limit, SIGKILL for whatever is left of what it started; then wait until the GPUs' memory is free."""
         process, self.process = self.process, None
         if process is None:
             return
-        below = descendants(process.pid)
+        # A server that died has no descendants any more: those seen at the start still count.
+        below = self._started | started_processes(descendants(process.pid))
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -261,9 +266,11 @@ class VllmServer:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(KILL_LIMIT_S)
-        for pid in below & set(descendants(os.getpid())):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        left = end_processes(lambda: still_running(below), KILL_LIMIT_S, grace_s=TIDY_LIMIT_S)
+        if left:
+            print(
+                f"processes of vllm serve still there {KILL_LIMIT_S:g} s after SIGKILL: {sorted(left)}", file=sys.stderr
+            )
         held = wait_for_release(self._uuids, self._memory_before, MEMORY_LIMIT_S)
         if held:
             print(f"GPU memory not released {MEMORY_LIMIT_S:g} s after the server's end: {held}", file=sys.stderr)
