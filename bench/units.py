@@ -12,8 +12,6 @@ KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 TERA, GIGA, MEGA, KILO, MILLI, MICRO, NANO = 1e12, 1e9, 1e6, 1e3, 1e-3, 1e-6, 1e-9
 S_PER_HOUR = 3600.0
-#: Cloud bills use 730 h (= 8,760 / 12); the docs' worked example uses a 30-day month of 720 h and says so.
-HOURS_PER_MONTH = 730.0
 HOURS_PER_YEAR = 8760.0
 J_PER_KWH = 3.6e6
 TOKENS_PER_MILLION = 1e6
@@ -66,6 +64,11 @@ def duration_text(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun: 1 -> '1 cell', 1200 -> '1,200 cells'."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def usd_text(value: float, digits: int = 3) -> str:

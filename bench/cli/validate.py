@@ -20,7 +20,7 @@ def command(experiment: str, as_json: bool) -> int:
     Marks the cells that this machine cannot run, says why, and estimates the run time of the others.
     """
     from bench.config.loading import load
-    from bench.runner.feasible import check_telemetry, this_machine, why_not
+    from bench.runner.feasible import check_engine_args, check_telemetry, this_machine, why_not
     from bench.runner.local import estimate_s, missing_runs
     from bench.runner.models import load_archs
     from bench.runner.results import cell_state, experiment_folder
@@ -28,6 +28,7 @@ def command(experiment: str, as_json: bool) -> int:
     loaded = load(experiment)
     machine = this_machine()
     check_telemetry(loaded, machine)
+    check_engine_args(loaded)
     archs = load_archs([c.spec.model for c in loaded.cells])
     folder = experiment_folder(loaded.experiment.name)
     rows: list[dict[str, Any]] = []
@@ -66,7 +67,7 @@ def _print(experiment: Any, rows: list[dict[str, Any]], num_missing: int, about_
     from rich.table import Table
     from rich.text import Text
 
-    from bench.units import duration_text
+    from bench.units import counted, duration_text
 
     out = console()
     out.print(Text.assemble((experiment.name, "bold"), f": {experiment.why}"))
@@ -81,7 +82,7 @@ def _print(experiment: Any, rows: list[dict[str, Any]], num_missing: int, about_
     for reason, letter in reasons.items():
         out.print(f"({letter}) {reason}", markup=False)
     skipped = sum(not r["runs_here"] for r in rows)
-    text = f"{len(rows)} cells, {skipped} of them cannot run here; {num_missing} runs missing"
+    text = f"{counted(len(rows), 'cell')}, {skipped} of them cannot run here; {counted(num_missing, 'run')} missing"
     out.print(text + (f", about {duration_text(about_s)} (a rough guess)" if num_missing else ""))
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.engines import vllm_tap, vllm_versions
+from bench.engines import vllm_args, vllm_tap, vllm_versions
 from bench.errors import BadInput
 from bench.records import EngineInfo
 
@@ -82,21 +80,10 @@ def engine_args(launch: EngineLaunch, asynchronous: bool) -> Any:
     Raises:
         BadInput: an argument that this vLLM does not have; names the nearest ones.
     """
+    found = vllm_args.wrong_argument("vllm", launch.args)
+    if found is not None:
+        raise BadInput(f"engine.args.{found.name}: {found.what}", next_step=found.next_step)
     cls = vllm_versions.engine_args_class(asynchronous)
-    known = {f.name for f in dataclasses.fields(cls)}
-    for name in launch.args:
-        if name in ("model", "tokenizer", "skip_tokenizer_init"):
-            raise BadInput(
-                f"engine.args.{name} cannot be set: the model stands under `model`, and prompts are token ids",
-                next_step="remove it",
-            )
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            version = vllm_versions.installed_version()
-            raise BadInput(
-                f'vLLM {version} has no engine argument "{name}"',
-                next_step=f"did you mean {' or '.join(near)}?" if near else "see `vllm serve --help=all`",
-            )
     values: dict[str, Any] = {
         "model": launch.model,
         "skip_tokenizer_init": True,

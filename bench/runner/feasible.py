@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.config.experiment import RampLoad, TraceLoad, mean_length_tokens
-from bench.config.sweep import Cell
+from bench.config.sweep import Cell, axis_path
+from bench.engines.vllm_args import wrong_argument
 from bench.runner.schedules import longest_sequence_tokens, num_measured, num_warmup
 from bench.store import RunReader
 from bench.units import bytes_text
@@ -75,6 +76,33 @@ def check_telemetry(loaded: LoadedExperiment, machine: Machine) -> None:
     if loaded.experiment.telemetry.source == "nvml" and machine.num_gpus == 0:
         what = "no NVIDIA GPU can be read here"
         raise loaded.document.bad(what, ("telemetry", "source"), "write auto, host or none; `bench doctor` says more")
+
+
+def check_engine_args(loaded: LoadedExperiment) -> None:
+    """Raises BadInput, at its line, for an argument under ``engine.args`` or on an axis that vLLM would refuse at its start."""
+    seen = set()
+    for cell in loaded.cells:
+        if cell.engine_key in seen:
+            continue
+        seen.add(cell.engine_key)
+        found = wrong_argument(cell.spec.engine.kind, cell.spec.engine_args)
+        if found is not None:
+            raise loaded.document.bad(found.what, _where_written(loaded, cell, found.name), found.next_step)
+
+
+def _where_written(loaded: LoadedExperiment, cell: Cell, argument: str) -> tuple[Any, ...]:
+    """Where the experiment file says this engine argument: on an axis of the sweep, or under ``engine.args``."""
+    path, axes = ("engine", "args", argument), cell.axes_dict()
+    grid = loaded.document.data.get("sweep", {}).get("grid") or {}
+    for name, value in axes.items():
+        if axis_path(name) == path[: len(axis_path(name))]:
+            values = grid.get(name)
+            if isinstance(values, list) and value in values:
+                return ("sweep", "grid", name, values.index(value))
+            points = loaded.document.data["sweep"].get("points") or []
+            number = next((i for i, p in enumerate(points) if p.get(name) == value), 0)
+            return ("sweep", "points", number, name)
+    return path
 
 
 def why_not(cell: Cell, machine: Machine, arch: ModelArch | None) -> str | None:

@@ -21,7 +21,7 @@ from bench.engines.host import EngineLaunch, EngineProcess
 from bench.errors import BadInput, BenchError, EngineUnavailable
 from bench.records import EngineInfo
 from bench.runner import events
-from bench.runner.feasible import ENGINE_START_S, Machine, check_telemetry, rough_run_s, why_not
+from bench.runner.feasible import ENGINE_START_S, Machine, check_engine_args, check_telemetry, rough_run_s, why_not
 from bench.runner.models import prepare_model
 from bench.runner.one_run import FailedRun, RunContext, execute
 from bench.runner.results import (
@@ -142,6 +142,7 @@ class LocalRunner:
     def run(self, only: set[str] | None = None) -> Outcome:
         """Run what is missing. Returns the outcome; raises BadInput before anything starts, StoreError on a full disk."""
         check_telemetry(self.loaded, self.machine)
+        check_engine_args(self.loaded)
         with only_one(self.folder):
             skipped = {c.cell_id: reason for c in self.loaded.cells if (reason := self._why_not(c))}
             cells = [c for c in self.loaded.cells if c.cell_id not in skipped and (only is None or c.cell_id in only)]

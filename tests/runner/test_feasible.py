@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from bench.catalog.hardware import load_hardware
 from bench.catalog.model import load_model
 from bench.config.experiment import CellSpec
+from bench.config.loading import load
 from bench.config.sweep import make_cell
-from bench.runner.feasible import Machine, rough_run_s, why_not
+from bench.errors import BadInput
+from bench.runner.feasible import Machine, check_engine_args, rough_run_s, why_not
 
 
 def machine(num_gpus: int, gpu: str | None = None, cores: int = 8, vllm: bool = True) -> Machine:
@@ -55,6 +58,30 @@ def test_what_does_not(m: Machine, model: str, args: dict[str, Any], words: str)
     said = reason(m, model, **args)
     assert said is not None and words in said
     assert "\n" not in said and len(said) < 200
+
+
+@pytest.mark.parametrize(
+    ("args", "sweep", "line", "field"),
+    [
+        ("{max_num_seq: 8}", "{}", 5, "engine.args.max_num_seq"),
+        ("{}", "{grid: {engine.args.max_num_seq: [1, 2]}}", 9, "sweep.grid.engine.args.max_num_seq[0]"),
+        (
+            "{}",
+            "{points: [{batch_size: 2}, {engine.args.max_num_seq: 2}]}",
+            9,
+            "sweep.points[1].engine.args.max_num_seq",
+        ),
+    ],
+)
+def test_a_wrong_engine_argument_has_its_line(tmp_path: Path, args: str, sweep: str, line: int, field: str) -> None:
+    path = tmp_path / "typo.yaml"
+    lines = ["name: typo", "why: where is it", "model: tiny-llama", "engine:", f"  {{kind: vllm, args: {args}}}"]
+    lines += ["load: {kind: offline, batch_size: 2}", "workload: {shape: 8/8}", "sweep:", f"  {sweep}"]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(BadInput) as caught:
+        check_engine_args(load(path))
+    assert str(caught.value).startswith(f"{path}:{line}: {field}: ")
+    assert "did you mean max_num_seqs" in str(caught.value)
 
 
 def test_engines_elsewhere_are_never_refused() -> None:
