@@ -45,7 +45,9 @@ class BlockPool:
         self._previous = [num_blocks - 1, *range(num_blocks - 1)]
 
     def take(self, count: int) -> list[int]:
-        """``count`` blocks from the front of the free list; the caller has checked that there are enough."""
+        """``count`` blocks from the front of the free list. Raises ValueError if there are not so many."""
+        if count > self.num_free:
+            raise ValueError(f"{count} blocks wanted, {self.num_free} are free")
         taken = []
         for _ in range(count):
             block = self._next[0]
@@ -88,9 +90,11 @@ class BlockPool:
         return next(iter(same)) if same else None
 
     def free_list(self) -> list[int]:
-        """Free blocks in the order in which they will be taken (for tests)."""
+        """Free blocks in the order in which they will be taken (for tests). Raises ValueError where they form no list."""
         order, block = [], self._next[0]
         while block:
+            if len(order) == self.num_free:
+                raise ValueError(f"the free list does not end after {self.num_free} blocks")
             order.append(block)
             block = self._next[block]
         return order

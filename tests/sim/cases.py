@@ -66,21 +66,24 @@ class Case:
 def draw_case(draw: DrawInt, **fixed: Any) -> Case:
     """A small case; sizes are chosen so that budgets, limits and the block pool bind often.
 
-    ``fixed`` are fields of the configuration that are not left to chance.
+    ``fixed`` are fields of the configuration that are not left to chance. ``mutants.py`` lists rules that the cases tell.
     """
     config = replace(draw_config(draw), **fixed)
     longest = config.max_model_len
     crowded = draw(0, 1)
-    num_requests = draw(1, 24)
+    num_requests = draw(1, min(24, 6 + 3 * config.max_num_seqs))  # few where they would only queue
     num_groups = draw(1, 3)
     share = draw(0, 2)  # 0: nothing shared, 1: some, 2: much
+    length = draw(0, 2)  # 0: anything, 1: short, 2: near the model's limit, so that one request may fill the pool
+    most_tokens = (12, 48)[draw(0, 1)]
     step = 0
     requests = []
     for _ in range(num_requests):
         step += 0 if crowded else draw(0, 6)
-        prompt = draw(1, max(1, min(longest - 1, draw(8, 120))))
+        limit = max(1, min(longest - 1, (120, 40, longest)[length]))
+        prompt = draw(max(1, limit * 3 // 4), limit) if length == 2 else draw(1, limit)
         shared = 0 if share == 0 else draw(0, prompt) if share == 1 else prompt - draw(0, min(prompt, 3))
-        max_tokens = draw(1, 48)
+        max_tokens = draw(1, most_tokens)
         stop = draw(1, max_tokens) if draw(0, 4) == 0 else None
         requests.append(CaseRequest(prompt, max_tokens, step, draw(0, 2), stop, draw(0, num_groups - 1), shared))
     return Case(config, tuple(requests))
@@ -90,15 +93,16 @@ def draw_config(draw: DrawInt) -> SchedulerConfig:
     block_size = (4, 8, 16)[draw(0, 2)]
     max_model_len = draw(24, 160)
     chunked = draw(0, 5) > 0
-    budget = draw(8, 200) if chunked else max_model_len + draw(0, 100)
+    budget = draw(8, (40, 200)[draw(0, 1)]) if chunked else max_model_len + draw(0, 100)
     max_num_seqs = min(budget, draw(1, 20))
     needed = -(-max_model_len // block_size) + 1  # vLLM refuses to start with less
+    spare = (2, needed, 3 * needed)[draw(0, 2)]
     pp = (1, 1, 1, 2, 3)[draw(0, 4)]
     return SchedulerConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         max_model_len=max_model_len,
-        num_blocks=needed + draw(0, 3 * needed),
+        num_blocks=needed + draw(0, spare),
         block_size=block_size,
         enable_prefix_caching=bool(draw(0, 1)),
         enable_chunked_prefill=chunked,
@@ -107,7 +111,7 @@ def draw_config(draw: DrawInt) -> SchedulerConfig:
         long_prefill_token_threshold=draw(1, min(40, max_model_len)) if draw(0, 2) == 0 else 0,
         long_prefill_token_threshold_adaptive=bool(draw(0, 1)),
         scheduler_reserve_full_isl=draw(0, 2) > 0,
-        watermark=draw(1, 30) / 100 if draw(0, 3) == 0 else 0.0,
+        watermark=draw(1, 40) / 100 if draw(0, 2) == 0 else 0.0,
         max_num_scheduled_tokens=draw(max_num_seqs, budget) if chunked and draw(0, 4) == 0 else None,
         max_num_active_seqs=draw(1, max_num_seqs) if draw(0, 5) == 0 else None,
         pipeline_parallel_size=pp,

@@ -8,20 +8,22 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.sim.scheduler import PROVED_AGAINST_VLLM
 from tests.sim.cases import Case, real_cases, seeded_case
-from tests.sim.vllm_driver import Theirs, drive
+from tests.sim.driver import drive
+from tests.sim.vllm_driver import Theirs
 
 PATH = Path(__file__).parent / "golden" / f"vllm-{PROVED_AGAINST_VLLM}.json.gz"
 NUM_SEEDED = 80
 
 
-def condensed(trace: list[Any]) -> list[Any]:
+def condensed(trace: Iterable[list[Any]]) -> Iterator[list[Any]]:
     """The trace with each free list as its length and a checksum of its order."""
-    return [[*row[:-1], [len(row[-1]), zlib.crc32(repr(row[-1]).encode())]] for row in trace]
+    return ([*row[:-1], [len(row[-1]), zlib.crc32(repr(row[-1]).encode())]] for row in trace)
 
 
 def golden_cases() -> dict[str, Case]:
@@ -34,7 +36,7 @@ def main() -> None:
         "row": "schedule: [[index, tokens, context, emits]..], preempted, running, waiting, free; "
         "output: got a token, finished, free; free = [count, crc32 of the order]",
         "cases": [
-            {"name": name, **case.to_dict(), "trace": condensed(drive(case, Theirs(case)))}
+            {"name": name, **case.to_dict(), "trace": list(condensed(drive(case, Theirs(case))))}
             for name, case in golden_cases().items()
         ],
     }

@@ -1,197 +1,144 @@
-"""The real ``vllm.v1`` scheduler on the bench: no model, no device, every step written down.
-
-Both schedulers are driven by one loop, :func:`drive`, which is vLLM's ``EngineCore.step_with_batch_queue`` (and ``step``
-for a queue of one) without the device: a batch is scheduled while the queue has room, else the oldest one's output is
-taken in. A step's trace has everything that is compared: who runs and how many tokens each (in order), who was preempted (in
-order), the running list and the waiting queue (in order), the free blocks by number and in the order in which they will be
-taken (so every block that a request holds is the same one), and who got a token and who finished.
-"""
+"""The real ``vllm.v1`` scheduler on the bench: no model, no device, every step written down (see ``driver.py``)."""
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any
 
-from bench.sim.scheduler import Scheduler
+from bench.sim.scheduler import SchedulerConfig
 from tests.sim.cases import Case
 
 MODEL_DIR = Path(__file__).parent / "tiny_model"  # a config.json and nothing else
 STOP_TOKEN = 7
-MAX_CALLS = 4_000
 
 
-class Driven(Protocol):
-    """A scheduler under the driver."""
+class Vllm:
+    """What is needed of vLLM, imported once; its config is built once and edited per case."""
 
-    depth: int
+    def __init__(self) -> None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm.config import CacheConfig, DeviceConfig, ModelConfig, ParallelConfig, SchedulerConfig, VllmConfig
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import init_none_hash
+        from vllm.v1.structured_output import StructuredOutputManager
 
-    def add(self, index: int) -> None: ...
-    def has_requests(self) -> bool: ...
-    def has_unfinished(self) -> bool: ...
-    def schedule(self) -> tuple[Any, list[Any]]:
-        """(plan, trace row)"""
-        ...
+        init_none_hash(sha256)
+        model = ModelConfig(
+            model=str(MODEL_DIR), dtype="bfloat16", seed=0, skip_tokenizer_init=True, max_model_len=4096
+        )
+        self.base: Any = VllmConfig(
+            model_config=model,
+            scheduler_config=SchedulerConfig(
+                max_num_seqs=8, max_num_batched_tokens=512, max_model_len=4096, is_encoder_decoder=False
+            ),
+            cache_config=CacheConfig(block_size=16, gpu_memory_utilization=0.9, enable_prefix_caching=True),
+            parallel_config=ParallelConfig(),
+            device_config=DeviceConfig("cpu"),
+        )
+        self.structured = StructuredOutputManager(self.base)
 
-    def update(self, plan: Any) -> list[Any]: ...
+    def scheduler(self, c: SchedulerConfig) -> Any:
+        """The scheduler that an engine with these settings would have."""
+        import torch
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
+        self._configure(c)
+        spec = FullAttentionSpec(block_size=c.block_size, num_kv_heads=1, head_size=8, dtype=torch.bfloat16)
+        kv = KVCacheConfig(
+            num_blocks=c.num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
+        )
+        scheduler = _recorded(c.async_scheduling)(
+            vllm_config=self.base,
+            kv_cache_config=kv,
+            block_size=c.block_size,
+            log_stats=False,
+            structured_output_manager=self.structured,
+        )
+        scheduler.preempted_order = []
+        # Which runner a platform has is no property of the scheduler: on a GPU with Triton it is V2.
+        scheduler.use_v2_model_runner = c.use_v2_model_runner
+        return scheduler
 
-def drive(case: Case, driven: Driven) -> list[Any]:
-    """Serve the case to its end; the trace of every call of ``schedule`` and of every output."""
-    arrivals = sorted(range(len(case.requests)), key=lambda i: (case.requests[i].arrival_step, i))
-    queue: deque[Any] = deque()
-    trace: list[Any] = []
-    calls = next_arrival = 0
-    while calls < MAX_CALLS:
-        while next_arrival < len(arrivals) and case.requests[arrivals[next_arrival]].arrival_step <= calls:
-            driven.add(arrivals[next_arrival])
-            next_arrival += 1
-        executed = False
-        if driven.has_requests():
-            plan, row = driven.schedule()
-            trace.append(row)
-            calls += 1
-            executed = bool(row[0])
-            queue.append(plan)
-            if len(queue) < driven.depth and (executed or driven.has_requests()):
-                continue
-        if queue:
-            trace.append(driven.update(queue.popleft()))
-        elif next_arrival < len(arrivals):
-            calls = case.requests[arrivals[next_arrival]].arrival_step
-        else:
-            break
-    return trace
+    def max_concurrent_batches(self, c: SchedulerConfig) -> int:
+        """vLLM's own rule, with the runner that the case asks for."""
+        from vllm.config import VllmConfig
 
+        view = SimpleNamespace(
+            parallel_config=SimpleNamespace(pipeline_parallel_size=c.pipeline_parallel_size),
+            scheduler_config=SimpleNamespace(async_scheduling=c.async_scheduling),
+            use_v2_model_runner=c.use_v2_model_runner,
+        )
+        return int(VllmConfig.max_concurrent_batches.fget(view))
 
-class Ours:
-    """Our scheduler under the driver."""
+    def _configure(self, c: SchedulerConfig) -> None:
+        from vllm.config import SchedulerConfig as VllmSchedulerConfig
 
-    def __init__(self, case: Case) -> None:
-        self._requests = case.sim_requests()
-        self.scheduler = Scheduler(case.config)
-        self.depth = case.config.max_concurrent_batches
+        self.base.scheduler_config = VllmSchedulerConfig(
+            max_num_seqs=c.max_num_seqs,
+            max_num_batched_tokens=c.max_num_batched_tokens,
+            max_num_scheduled_tokens=c.max_num_scheduled_tokens,
+            max_num_active_seqs=c.max_num_active_seqs,
+            max_model_len=c.max_model_len,
+            is_encoder_decoder=False,
+            enable_chunked_prefill=c.enable_chunked_prefill,
+            async_scheduling=c.async_scheduling,
+            policy=c.policy,
+            long_prefill_token_threshold=c.long_prefill_token_threshold,
+            long_prefill_token_threshold_adaptive=c.long_prefill_token_threshold_adaptive,
+            scheduler_reserve_full_isl=c.scheduler_reserve_full_isl,
+            watermark=c.watermark,
+        )
+        self.base.model_config.max_model_len = c.max_model_len
+        self.base.cache_config.enable_prefix_caching = c.enable_prefix_caching
+        self.base.cache_config.block_size = c.block_size
+        self.base.cache_config.num_gpu_blocks = c.num_blocks
+        self.base.parallel_config.pipeline_parallel_size = c.pipeline_parallel_size
 
-    def add(self, index: int) -> None:
-        self.scheduler.add(self._requests[index])
+    def request(self, case: Case, index: int) -> Any:
+        """Request ``index`` of the case as vLLM's engine would make it."""
+        from vllm.sampling_params import SamplingParams
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+        from vllm.v1.request import Request
 
-    def has_requests(self) -> bool:
-        return self.scheduler.has_requests()
-
-    def has_unfinished(self) -> bool:
-        return self.scheduler.has_unfinished()
-
-    def schedule(self) -> tuple[Any, list[Any]]:
-        plan = self.scheduler.schedule()
-        return plan, [
-            [[s.request.index, s.num_tokens, s.num_context, int(s.emits)] for s in plan.scheduled],
-            [r.index for r in plan.preempted],
-            _indices(self.scheduler.running),
-            _indices(self.scheduler.waiting),
-            self.scheduler.kv.pool.free_list(),
-        ]
-
-    def update(self, plan: Any) -> list[Any]:
-        got_token, finished = self.scheduler.update(plan)
-        return [_indices(got_token), _indices(finished), self.scheduler.kv.pool.free_list()]
-
-
-def _indices(requests: Any) -> list[int]:
-    return [r.index for r in requests]
+        r = case.requests[index]
+        stop = [STOP_TOKEN] if r.stop_after is not None else None
+        return Request(
+            request_id=f"{index:06d}",
+            prompt_token_ids=r.token_ids(index).tolist(),
+            sampling_params=SamplingParams(max_tokens=r.max_tokens, ignore_eos=True, stop_token_ids=stop),
+            pooling_params=None,
+            arrival_time=float(r.arrival_step),
+            priority=r.priority,
+            block_hasher=get_request_block_hasher(case.config.block_size, sha256)
+            if case.config.enable_prefix_caching
+            else None,
+        )
 
 
 @lru_cache(maxsize=1)
-def _vllm() -> Any:
-    """What is needed of vLLM, imported once; its config is built once and edited per case."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    import torch
-    from vllm.config import CacheConfig, DeviceConfig, ModelConfig, ParallelConfig, SchedulerConfig, VllmConfig
-    from vllm.sampling_params import SamplingParams
-    from vllm.utils.hashing import sha256
-    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+def vllm() -> Vllm:
+    return Vllm()
+
+
+@lru_cache
+def _recorded(asynchronous: bool) -> Any:
+    """The real scheduler's class; only the order of preemptions is noted on the side."""
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-    from vllm.v1.core.sched.scheduler import Scheduler as SyncScheduler
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-    from vllm.v1.outputs import ModelRunnerOutput
-    from vllm.v1.request import Request
-    from vllm.v1.structured_output import StructuredOutputManager
+    from vllm.v1.core.sched.scheduler import Scheduler
 
-    init_none_hash(sha256)
+    parent: Any = AsyncScheduler if asynchronous else Scheduler
 
-    @dataclass
-    class Vllm:
-        base: Any
-        structured: Any
-        request_class: Any = Request
-        sampling: Any = SamplingParams
-        output: Any = ModelRunnerOutput
+    class Recorded(parent):  # type: ignore[misc]
+        def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
+            self.preempted_order.append(request)
+            super()._preempt_request(request, *args, **kwargs)
 
-        def scheduler(self, case: Case) -> Any:
-            c = case.config
-            sc = SchedulerConfig(
-                max_num_seqs=c.max_num_seqs,
-                max_num_batched_tokens=c.max_num_batched_tokens,
-                max_num_scheduled_tokens=c.max_num_scheduled_tokens,
-                max_num_active_seqs=c.max_num_active_seqs,
-                max_model_len=c.max_model_len,
-                is_encoder_decoder=False,
-                enable_chunked_prefill=c.enable_chunked_prefill,
-                async_scheduling=c.async_scheduling,
-                policy=c.policy,
-                long_prefill_token_threshold=c.long_prefill_token_threshold,
-                long_prefill_token_threshold_adaptive=c.long_prefill_token_threshold_adaptive,
-                scheduler_reserve_full_isl=c.scheduler_reserve_full_isl,
-                watermark=c.watermark,
-            )
-            self.base.scheduler_config = sc
-            self.base.model_config.max_model_len = c.max_model_len
-            self.base.cache_config.enable_prefix_caching = c.enable_prefix_caching
-            self.base.cache_config.block_size = c.block_size
-            self.base.cache_config.num_gpu_blocks = c.num_blocks
-            self.base.parallel_config.pipeline_parallel_size = c.pipeline_parallel_size
-            spec = FullAttentionSpec(block_size=c.block_size, num_kv_heads=1, head_size=8, dtype=torch.bfloat16)
-            kv = KVCacheConfig(
-                num_blocks=c.num_blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
-            )
-            parent = AsyncScheduler if c.async_scheduling else SyncScheduler
-
-            class Recorded(parent):  # type: ignore[valid-type, misc]
-                """The real scheduler; only the order of preemptions is noted on the side."""
-
-                def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
-                    self.preempted_order.append(request)
-                    super()._preempt_request(request, *args, **kwargs)
-
-            scheduler = Recorded(
-                vllm_config=self.base,
-                kv_cache_config=kv,
-                block_size=c.block_size,
-                log_stats=False,
-                structured_output_manager=self.structured,
-            )
-            scheduler.preempted_order = []
-            # Which runner a platform has is no property of the scheduler: on a GPU with Triton it is V2.
-            scheduler.use_v2_model_runner = c.use_v2_model_runner
-            return scheduler
-
-        def hasher(self, block_size: int) -> Any:
-            return get_request_block_hasher(block_size, sha256)
-
-    model = ModelConfig(model=str(MODEL_DIR), dtype="bfloat16", seed=0, skip_tokenizer_init=True, max_model_len=4096)
-    cache = CacheConfig(block_size=16, gpu_memory_utilization=0.9, enable_prefix_caching=True)
-    first = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=512, max_model_len=4096, is_encoder_decoder=False)
-    base = VllmConfig(
-        model_config=model,
-        scheduler_config=first,
-        cache_config=cache,
-        parallel_config=ParallelConfig(),
-        device_config=DeviceConfig("cpu"),
-    )
-    return Vllm(base, StructuredOutputManager(base))
+    return Recorded
 
 
 class Theirs:
@@ -199,32 +146,16 @@ class Theirs:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.vllm = _vllm()
-        self.scheduler = self.vllm.scheduler(case)
-        self.depth = case.config.max_concurrent_batches
-        self.requests: dict[str, Any] = {}
-        hasher = self.vllm.hasher(case.config.block_size) if case.config.enable_prefix_caching else None
-        for i, r in enumerate(case.requests):
-            stop = [STOP_TOKEN] if r.stop_after is not None else None
-            request = self.vllm.request_class(
-                request_id=f"{i:06d}",
-                prompt_token_ids=r.token_ids(i).tolist(),
-                sampling_params=self.vllm.sampling(max_tokens=r.max_tokens, ignore_eos=True, stop_token_ids=stop),
-                pooling_params=None,
-                arrival_time=float(r.arrival_step),
-                priority=r.priority,
-                block_hasher=hasher,
-            )
-            self.requests[request.request_id] = request
+        self.vllm = vllm()
+        self.scheduler = self.vllm.scheduler(case.config)
+        self.depth = self.vllm.max_concurrent_batches(case.config)
+        self.requests = {r.request_id: r for r in (self.vllm.request(case, i) for i in range(len(case.requests)))}
 
     def add(self, index: int) -> None:
         self.scheduler.add_request(self.requests[f"{index:06d}"])
 
     def has_requests(self) -> bool:
-        return self.scheduler.has_requests()
-
-    def has_unfinished(self) -> bool:
-        return self.scheduler.has_unfinished_requests()
+        return bool(self.scheduler.has_requests())
 
     def schedule(self) -> tuple[Any, list[Any]]:
         s = self.scheduler
@@ -255,9 +186,11 @@ class Theirs:
 
     def output_of(self, plan: Any) -> Any:
         """What a model runner would return for the plan: a token of its own for every request that has one due."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
         output, emits = plan
         ids = list(output.num_scheduled_tokens)
-        return self.vllm.output(
+        return ModelRunnerOutput(
             req_ids=ids,
             req_id_to_index={r: i for i, r in enumerate(ids)},
             sampled_token_ids=[[self._next_token(request_id)] if emits[request_id] else [] for request_id in ids],
