@@ -121,6 +121,8 @@ def run_point(point: Point, step_time: StepTime | None = None, seed: int = 0) ->
         # the first model runner profiled its sampler with four times the memory for logits
         sampler = SAMPLER_BYTES_PER_LOGIT_V1 * seqs * arch.vocab_size
         num_blocks -= int(max(0.0, sampler - room.activation_bytes) // room.bytes_per_block)
+    if not point.subtracts_graph_memory:
+        num_blocks += int(room.cuda_graph_bytes // room.bytes_per_block)
     per_request = room.bytes_per_block / room.block_size
     capacity = num_blocks * room.block_size * per_request / max(room.kv_bytes_per_token, 1)
     blocks = max(2, int(capacity // room.block_size))
@@ -131,6 +133,7 @@ def run_point(point: Point, step_time: StepTime | None = None, seed: int = 0) ->
     config = SchedulerConfig(
         max_num_seqs=seqs, max_num_batched_tokens=tokens, max_model_len=max(longest, 1024), num_blocks=blocks,
         block_size=room.block_size, enable_prefix_caching=False, async_scheduling=point.async_scheduling,
+        scheduler_reserve_full_isl=point.scheduler_reserve_full_isl,
     )  # fmt: skip
     before, after = step_time.request_overhead_s()
     fleet = Fleet((Replica(config, step_time.coefficients()),), request_before_s=before, request_after_s=after)

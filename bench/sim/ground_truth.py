@@ -27,6 +27,12 @@ GROUND_TRUTH_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "ground_
 #: vLLM releases: asynchronous scheduling on by default; 0.92 of the memory by default; first with the V1 engine alone;
 #: first taken to run the second model runner (known to be the default in 0.32).
 ASYNC_SINCE, UTILISATION_092_SINCE, V1_SINCE, V2_RUNNER_SINCE = (0, 14), (0, 22), (0, 9), (0, 26)
+#: A waiting prompt must fit whole before its first chunk runs (vLLM pull request 37307, spring 2026); memory of CUDA graphs
+#: is subtracted from the KV cache (0.21's own start log says so).
+RESERVE_FULL_ISL_SINCE, GRAPH_MEMORY_SINCE = (0, 20), (0, 21)
+#: Rows of the serving sample without a release carry a date in their name; the newest release until then was 0.19 (rows of
+#: the same day name it).
+_NEWEST_ON = (("2026_03", (0, 19)), ("2026_04_0", (0, 19)))
 
 _GPUS = {
     "h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200", "H100-SXM-80GB": "h100-sxm",
@@ -89,6 +95,14 @@ class Point:
         return 0.90 if self.version and self.version < UTILISATION_092_SINCE else 0.92
 
     @property
+    def scheduler_reserve_full_isl(self) -> bool:
+        return not self.version or self.version >= RESERVE_FULL_ISL_SINCE
+
+    @property
+    def subtracts_graph_memory(self) -> bool:
+        return not self.version or self.version >= GRAPH_MEMORY_SINCE
+
+    @property
     def model_class(self) -> str:
         arch = model_of(self.model)
         if arch.is_moe:
@@ -118,6 +132,11 @@ def version_of(text: str) -> tuple[int, ...]:
     """``0.18.0`` -> (0, 18); unknown -> ()."""
     found = re.match(r"(?:vLLM )?v?(\d+)\.(\d+)", text or "")
     return (int(found.group(1)), int(found.group(2))) if found else ()
+
+
+def _newest_on(name: str) -> tuple[int, ...]:
+    """The newest release on the date that a row's name begins with; () where it names none."""
+    return next((version for date, version in _NEWEST_ON if name.startswith(date)), ())
 
 
 def points_gpu(label: str) -> str | None:
@@ -196,7 +215,7 @@ def _serving_point(row: dict[str, str]) -> Point | Refusal:
         return refuse("layout not recorded (no data or expert parallel size)")
     c = int(row["concurrency"])
     return Point(
-        row["id"], "NVIDIA serving sample", row["engine"], version_of(row["engine_version"]), gpu, model, precision,
+        row["id"], "NVIDIA serving sample", row["engine"], version_of(row["engine_version"]) or _newest_on(row["id"]), gpu, model, precision,
         quantization, tp, ep > 1, float(row["isl"]), float(row["osl"]), 0.8, "closed_loop", c, 10 * c, max(256, c), 8192,
         float(row["ttft_ms"]) * 1e-3, float(row["tpot_ms"]) * 1e-3,
     )  # fmt: skip
