@@ -60,7 +60,7 @@ def _per_million(o: SelfHost) -> float:
 def _intro(compared: Compared) -> str:
     rows = [
         f"| {o.option.name} | {usd_text(o.option.usd_per_replica_hour)} an hour for {o.option.num_gpus} GPU{'s' if o.option.num_gpus > 1 else ''}, "
-        f"{o.option.tokens_per_s.value:g} tokens/s (assumed) | {o.price_source} |"
+        f"{o.option.tokens_per_s.value:g} tokens/s (assumed) | {o.price.source} |"
         for o in compared.options
         if o.option.billing == "by_hour"
     ]

@@ -13,10 +13,9 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
+from bench.catalog.price_rows import ApiRow, Commitment, GpuRow, OwnedRow, PriceFile
 from bench.catalog.yaml_source import (
     Document,
     catalogue_files,
@@ -42,10 +41,6 @@ _PER_TEXT: dict[str, str] = {
     "kwh": "kWh",
     "once": "",
 }
-Commitment = Literal["on_demand", "reserved_1y", "reserved_3y", "spot", "dedicated_endpoint"]
-Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveAmount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,73 +75,6 @@ class Price:
         digits = next((d for d in (2, 3) if round(self.amount, d) == self.amount), 2 if self.amount >= 1 else 4)
         unit = _PER_TEXT[self.per]
         return f"{sign}{self.amount:,.{digits}f}" + (f"/{unit}" if unit else "")
-
-
-# --- YAML side -------------------------------------------------------------------------------------------------------
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    id: str | None = None
-    source: Annotated[str, Field(min_length=3)]
-    as_of: datetime.date
-    note: str | None = None
-    example: bool = False  # a round figure for a worked example, left out of ranges over offers
-
-
-class _GpuRow(_Row):
-    provider: str
-    gpu: str
-    commitment: Commitment = "on_demand"
-    per_gpu_hour: Amount
-    per_gpu_hour_high: Amount | None = None
-    terms: str | None = None
-    min_gpus: Annotated[int, Field(gt=0)] = 1
-
-
-class _OwnedRow(_Row):
-    label: str
-    gpu: str
-    per_gpu_hour: Amount | None = None
-    capex_per_gpu: PositiveAmount | None = None
-    lifetime_years: PositiveAmount | None = None
-    power_w_per_gpu: PositiveAmount | None = None
-
-    @model_validator(mode="after")
-    def _one_basis(self) -> _OwnedRow:
-        if (self.per_gpu_hour is None) == (self.capex_per_gpu is None):
-            raise ValueError("give either capex_per_gpu or a modelled per_gpu_hour")
-        if self.capex_per_gpu is not None and self.lifetime_years is None:
-            raise ValueError("capex_per_gpu needs lifetime_years")
-        return self
-
-
-class _ApiRow(_Row):
-    provider: str
-    model: str
-    input_per_million: Amount
-    cached_input_per_million: Amount | None = None
-    output_per_million: Amount
-    batch_discount_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
-    tokens_per_s_per_user: PositiveAmount | None = None
-    terms: str | None = None
-
-
-class PriceFile(BaseModel):
-    """The YAML form: one currency a file, and any of the three kinds of rows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    description: str = ""
-    currency: Currency
-    gpu_hours: tuple[_GpuRow, ...] = ()
-    owned: tuple[_OwnedRow, ...] = ()
-    api: tuple[_ApiRow, ...] = ()
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> PriceFile:
-        if not (self.gpu_hours or self.owned or self.api):
-            raise ValueError("holds no prices: give gpu_hours, owned or api")
-        return self
 
 
 # --- in motion -------------------------------------------------------------------------------------------------------
@@ -285,10 +213,10 @@ class PriceBook:
     def api_price(self, name: str) -> ApiPrice:
         """An API price by id, "provider/model" or model name; the newest of several. Raises UnknownName."""
         wanted = normalised(name)
-        for keys in (lambda p: (p.id, f"{p.provider}/{p.model}"), lambda p: (p.model,)):
-            found = [p for p in self.api if wanted in {normalised(k) for k in keys(p)}]  # type: ignore[no-untyped-call]
-            if found:
-                return max(found, key=lambda p: p.as_of)
+        by_id = [p for p in self.api if wanted in (normalised(p.id), normalised(f"{p.provider}/{p.model}"))]
+        found = by_id or [p for p in self.api if normalised(p.model) == wanted]
+        if found:
+            return max(found, key=lambda p: p.as_of)
         raise unknown_name("API price", name, {p.id for p in self.api})
 
     def gpu_price(self, name: str, gpu: str | None = None) -> GpuPrice:
@@ -303,6 +231,13 @@ class PriceBook:
             if first:
                 return first[0]
         raise unknown_name("GPU price", name, {p.id for p in self.gpu_hours})
+
+    def owned_price(self, name: str) -> OwnedPrice:
+        """A purchase or a modelled hour of owned hardware by id; the newest of several. Raises UnknownName."""
+        found = [p for p in self.owned if normalised(p.id) == normalised(name)]
+        if not found:
+            raise unknown_name("owned hardware", name, {p.id for p in self.owned})
+        return max(found, key=lambda p: p.as_of)
 
     def warnings(
         self, used: Iterable[GpuPrice | OwnedPrice | ApiPrice], today: datetime.date | None = None
@@ -370,7 +305,7 @@ def _slug(*parts: str | None) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
 
 
-def _gpu(r: _GpuRow, currency: str, path: str) -> GpuPrice:
+def _gpu(r: GpuRow, currency: str, path: str) -> GpuPrice:
     name = r.id or _slug(r.provider, r.gpu, r.commitment.replace("_", "-"), r.terms)
     return GpuPrice(
         name, currency, r.source, r.as_of, r.note, path, r.example, r.provider, r.gpu, r.commitment, r.per_gpu_hour, r.per_gpu_hour_high,
@@ -378,7 +313,7 @@ def _gpu(r: _GpuRow, currency: str, path: str) -> GpuPrice:
     )  # fmt: skip
 
 
-def _owned(r: _OwnedRow, currency: str, path: str) -> OwnedPrice:
+def _owned(r: OwnedRow, currency: str, path: str) -> OwnedPrice:
     name = r.id or _slug(r.label, r.gpu)
     return OwnedPrice(
         name, currency, r.source, r.as_of, r.note, path, r.example, r.label, r.gpu, r.per_gpu_hour, r.capex_per_gpu, r.lifetime_years,
@@ -386,7 +321,7 @@ def _owned(r: _OwnedRow, currency: str, path: str) -> OwnedPrice:
     )  # fmt: skip
 
 
-def _api(r: _ApiRow, currency: str, path: str) -> ApiPrice:
+def _api(r: ApiRow, currency: str, path: str) -> ApiPrice:
     name = r.id or f"{_slug(r.provider)}/{_slug(r.model)}"
     return ApiPrice(
         name, currency, r.source, r.as_of, r.note, path, r.example, r.provider, r.model, r.input_per_million, r.cached_input_per_million,

@@ -14,6 +14,7 @@ from bench.errors import EXIT_DONE
 
 if TYPE_CHECKING:
     from bench.config.decision import Decision
+    from bench.decide.breakeven import BreakEven
     from bench.decide.decision import Compared
 
 
@@ -71,22 +72,31 @@ def _quick(
 ) -> Decision:
     from pydantic import ValidationError
 
+    from bench.catalog.hardware import load_hardware
     from bench.catalog.prices import load_prices
     from bench.config.decision import Decision
     from bench.errors import BadInput
+    from bench.units import counted
 
     if gpu is None:
         raise BadInput(
             "give a decision file, or --gpu with --tokens-per-s or --from",
             next_step="`bench breakeven self-host-or-api` shows the worked example",
         )
+    price: dict[str, Any] = {"usd_per_gpu_hour": gpu_price}
     if gpu_price is None:
-        gpu_price = load_prices().gpu_range(gpu).typical.amount
+        found = load_prices().gpu_range(load_hardware(gpu).name)
+        price = {
+            "usd_per_gpu_hour": found.typical.amount,
+            "usd_per_gpu_hour_low": found.low.amount,
+            "usd_per_gpu_hour_high": found.high.amount,
+            "price_note": f"median of {counted(len(found.offers), 'on-demand offer')} of the catalogue",
+        }
     option = {
         "name": f"{gpus}×{gpu}",
         "gpu": gpu,
         "num_gpus": gpus,
-        "usd_per_gpu_hour": gpu_price,
+        **price,
         "tokens_per_s": tokens_per_s,
         "results": results,
         "cell": cell,
@@ -128,7 +138,13 @@ def to_json(compared: Compared) -> dict[str, Any]:
         "hours_per_month": compared.options[0].option.hours_per_month,
         "monthly_usd": costs,
         "options": [
-            {**asdict(o.option), "price_source": o.price_source, "rate_source": o.rate_source} for o in compared.options
+            {
+                **asdict(o.option),
+                "price_source": o.price.source,
+                "price_band": None if o.price.band is None else asdict(o.price.band),
+                "rate_source": o.rate_source,
+            }
+            for o in compared.options
         ],
         "crossings": [
             {
@@ -136,6 +152,7 @@ def to_json(compared: Compared) -> dict[str, Any]:
                 "api": p.api.name,
                 "first_tokens_per_month": None if p.first is None else asdict(p.first),
                 "always_tokens_per_month": p.crossing.always_tokens,
+                "first_tokens_per_month_by_price": _by_price(p),
                 "api_usd_per_million": p.api_usd_per_million,
                 "self_host_usd_per_million_at_full_use": p.full_use_usd_per_million,
             }
@@ -150,11 +167,27 @@ def to_json(compared: Compared) -> dict[str, Any]:
     }
 
 
+def _by_price(pair: BreakEven) -> list[dict[str, float | None]] | None:
+    """The crossing at the cheapest and at the dearest known GPU-hour; null tokens: never."""
+    if pair.price_ends is None or pair.by_price is None:
+        return None
+    ends = zip(pair.price_ends, pair.by_price, strict=True)
+    return [{"usd_per_gpu_hour": usd, "tokens_per_month": c.first_tokens} for usd, c in ends]
+
+
 def _print(compared: Compared) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bench.report.decision_text import answer_sentence, crossing_text, flips_sentence, share_text, volume_text
+    from bench.report.decision_text import (
+        answer_sentence,
+        band_lines,
+        by_price_text,
+        crossing_text,
+        flips_sentence,
+        share_text,
+        volume_text,
+    )
     from bench.units import significant, usd_text
 
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -181,10 +214,12 @@ def _print(compared: Compared) -> None:
     table.add_section()
     table.add_row("cheapest", "", "", *winners, style="bold")
     console.print(table)
-    crossings = Table("self-host", "beats", "from")
+    crossings = Table("self-host", "beats", "from", "over the band of GPU prices")
     for p in compared.pairs:
-        crossings.add_row(p.option.name, p.api.name, crossing_text(p))
+        crossings.add_row(p.option.name, p.api.name, crossing_text(p), by_price_text(p))
     console.print(crossings)
+    for line in band_lines(compared):
+        console.print(line, markup=False, highlight=False)
     for volume in compared.volumes:
         console.print(flips_sentence(hosts, compared.apis, compared.mix, volume), markup=False, highlight=False)
     hours = compared.options[0].option.hours_per_month

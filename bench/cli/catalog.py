@@ -214,6 +214,7 @@ def _price_overview(book: Any) -> int:
         newest = max(p.as_of for p in r.offers)
         table.add_row(gpu, r.low.text, r.typical.text, r.high.text, str(len(r.offers)), str(newest))
     _print(table)
+    used += _other_offers(book)
     table = _table("API", "price>", "as of", title="APIs")
     newest_api = {p.id: p for p in sorted(book.api, key=lambda p: p.as_of)}
     for p in sorted(newest_api.values(), key=lambda p: p.id):
@@ -225,6 +226,26 @@ def _price_overview(book: Any) -> int:
             f"{len(old)} of these prices are older than half a year; `bench catalog prices NAME` shows which.", err=True
         )
     return EXIT_DONE
+
+
+def _other_offers(book: Any) -> list[Any]:
+    """Print what is not rented by the hour on demand: commitments, spot, dedicated endpoints and owned hardware."""
+    table = _table("GPU", "commitment", "low>", "high>", "offers>", "newest", title="GPU hours, other terms, USD")
+    shown: list[Any] = []
+    pairs = {(p.gpu, p.commitment) for p in book.gpu_hours if p.commitment != "on_demand" and not p.example}
+    for gpu, commitment in sorted(pairs):
+        r = book.gpu_range(gpu, commitment)
+        shown += r.offers
+        newest = max(p.as_of for p in r.offers)
+        words = commitment.replace("_", " ")
+        table.add_row(gpu, words, r.low.text, r.high.text, str(len(r.offers)), str(newest))
+    _print(table)
+    table = _table("owned", "price>", "as of", title="Owned hardware: purchases, and modelled hours")
+    newest_owned = {p.id: p for p in sorted(book.owned, key=lambda p: p.as_of)}
+    for p in sorted(newest_owned.values(), key=lambda p: p.id):
+        table.add_row(p.id, _price_text(p), str(p.as_of))
+    _print(table)
+    return [*shown, *newest_owned.values()]
 
 
 @command.command("slo")

@@ -10,11 +10,15 @@ from bench.config.experiment import NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class OwnedSpec(Spec):
-    """Owned hardware, per GPU. See ``bench.decide.ownership``."""
+    """Owned hardware, per GPU. See ``bench.decide.ownership``.
 
-    capex_usd: NonNegativeFloat
-    life_years: PositiveFloat
-    power_w: NonNegativeFloat
+    ``purchase`` names a purchase in ``configs/prices/``: it gives what is left out of capital, life and power.
+    """
+
+    purchase: str | None = None
+    capex_usd: NonNegativeFloat | None = None
+    life_years: PositiveFloat | None = None
+    power_w: NonNegativeFloat | None = None
     usd_per_kwh: NonNegativeFloat
     pue: PositiveFloat = 1.3
     hosting_usd_per_month: NonNegativeFloat = 0.0
@@ -23,6 +27,13 @@ class OwnedSpec(Spec):
     usd_per_staff_hour: NonNegativeFloat = 0.0
     resale_ratio: NonNegativeFloat = 0.0
     interest_per_year: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _complete(self) -> OwnedSpec:
+        missing = [n for n in ("capex_usd", "life_years", "power_w") if getattr(self, n) is None]
+        if missing and self.purchase is None:
+            raise ValueError(f"give {', '.join(missing)}, or purchase: a name in configs/prices/")
+        return self
 
 
 class FineTuneSpec(Spec):
@@ -64,13 +75,17 @@ class SelfHostSpec(Spec):
     simulated here; beside a typed-in throughput ``simulate`` draws the curve alone.
 
     The price is one of ``usd_per_gpu_hour``, ``price`` (a name in ``configs/prices/``: rented, reserved, spot, or an
-    API provider's dedicated endpoint) and ``owned``.
+    API provider's dedicated endpoint) and ``owned``. A price of the catalogue brings the band of all offers of that GPU
+    under that commitment; ``usd_per_gpu_hour_low`` and ``_high`` give one of your own.
     """
 
     name: str = Field(min_length=1)
     gpu: str
     num_gpus: PositiveInt = 1
     usd_per_gpu_hour: NonNegativeFloat | None = None
+    usd_per_gpu_hour_low: NonNegativeFloat | None = None
+    usd_per_gpu_hour_high: NonNegativeFloat | None = None
+    price_note: str | None = None  # where a typed-in price comes from
     price: str | None = None
     owned: OwnedSpec | None = None
     tokens_per_s: PositiveFloat | None = None  # input and output together, all GPUs of one replica
@@ -98,8 +113,6 @@ class SelfHostSpec(Spec):
             raise ValueError(f"option {self.name}: give tokens_per_s, results or simulate")
         if self.results is None and self.cell is not None:
             raise ValueError(f"option {self.name}: cell names a cell of results, and there are none")
-        if self.tokens_per_s is None and self.tokens_per_s_low is not None:
-            raise ValueError(f"option {self.name}: tokens_per_s_low belongs to a typed-in tokens_per_s")
         if self.owned is not None and self.billing == "by_hour":
             raise ValueError(f"option {self.name}: owned GPUs cost money around the clock, not by_hour")
         if self.whole_hours and self.billing != "by_hour":
@@ -110,12 +123,18 @@ class SelfHostSpec(Spec):
             )
         if self.peak_to_mean < 1:
             raise ValueError(f"option {self.name}: a peak is at least the mean, got peak_to_mean {self.peak_to_mean:g}")
-        low, high = self.tokens_per_s_low, self.tokens_per_s_high
-        if (low is None) != (high is None):
-            raise ValueError(f"option {self.name}: give tokens_per_s_low and tokens_per_s_high together")
-        if low is not None and high is not None and not low <= (self.tokens_per_s or low) <= high:
-            raise ValueError(f"option {self.name}: tokens_per_s must lie between its low and high ends")
+        self._ends("tokens_per_s")
+        self._ends("usd_per_gpu_hour")
         return self
+
+    def _ends(self, name: str) -> None:
+        value, low, high = (getattr(self, name + end) for end in ("", "_low", "_high"))
+        if value is None and low is not None:
+            raise ValueError(f"option {self.name}: {name}_low belongs to a typed-in {name}")
+        if (low is None) != (high is None):
+            raise ValueError(f"option {self.name}: give {name}_low and {name}_high together")
+        if low is not None and not low <= value <= high:
+            raise ValueError(f"option {self.name}: {name} must lie between its low and high ends")
 
 
 class Decision(Spec):

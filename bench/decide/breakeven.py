@@ -12,7 +12,7 @@ costs a V. On the stair of n replicas (V up to n K) self-hosting is the cheaper 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.decide.options import ApiOption, Mix, SelfHost
 from bench.records import Estimate
@@ -41,6 +41,8 @@ class BreakEven:
     never_within_interval: bool  # at the low end of the throughput there is no crossing at all
     api_usd_per_million: float
     full_use_usd_per_million: float
+    price_ends: tuple[float, float] | None = None  # the cheapest and dearest known USD per GPU-hour
+    by_price: tuple[Crossing, Crossing] | None = None  # the crossing at both, at the throughput's value
 
 
 def crossing(option: SelfHost, usd_per_token: float) -> Crossing:
@@ -88,8 +90,13 @@ def _crossing_of_line(option: SelfHost, usd_per_token: float) -> Crossing:
     return Crossing(volume, volume, 1)
 
 
-def break_even(option: SelfHost, api: ApiOption, mix: Mix) -> BreakEven:
-    """The crossing of ``option`` and ``api`` with the interval that comes from the throughput's interval."""
+def break_even(option: SelfHost, api: ApiOption, mix: Mix, price_ends: tuple[float, float] | None = None) -> BreakEven:
+    """The crossing of ``option`` and ``api`` with the interval that comes from the throughput's interval.
+
+    Args:
+        price_ends: the band of USD per GPU-hour; the crossing at both ends stands apart from the interval, because a
+            spread of offers says what one may be asked to pay and nothing about chance.
+    """
     a = api.usd_per_token(mix)
     here = crossing(option, a)
     rate = option.tokens_per_s
@@ -112,7 +119,14 @@ def break_even(option: SelfHost, api: ApiOption, mix: Mix) -> BreakEven:
         never_within_interval=never,
         api_usd_per_million=a * 1e6,
         full_use_usd_per_million=seconds_usd / rate.value * 1e6,
+        price_ends=price_ends,
+        by_price=None if price_ends is None else _at_prices(option, a, price_ends),
     )
+
+
+def _at_prices(option: SelfHost, usd_per_token: float, ends: tuple[float, float]) -> tuple[Crossing, Crossing]:
+    low, high = (crossing(replace(option, usd_per_gpu_hour=usd), usd_per_token) for usd in ends)
+    return low, high
 
 
 def crossing_on_curve(option: SelfHost, api: ApiOption, mix: Mix, volumes: list[float]) -> float | None:

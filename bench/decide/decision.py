@@ -10,14 +10,15 @@ from bench.analysis.efficiency import hardware_of
 from bench.analysis.summary import Summary, summarise_cell
 from bench.catalog.hardware import Hardware, load_hardware
 from bench.catalog.model import load_model
-from bench.catalog.prices import ApiPrice, GpuPrice, PriceBook, load_prices
+from bench.catalog.prices import PriceBook, load_prices
 from bench.catalog.yaml_source import catalogue_files, load_yaml, looks_like_path, unknown_name, validate
-from bench.config.decision import ApiSpec, Decision, OwnedSpec, SelfHostSpec
+from bench.config.decision import ApiSpec, Decision, SelfHostSpec
 from bench.decide.batching import SpeedCurve, SpeedPoint, batch_curve
 from bench.decide.breakeven import BreakEven, break_even
 from bench.decide.capacity import ReplicaSpec
+from bench.decide.option_price import HourPrice, hour_price
 from bench.decide.options import ApiOption, Mix, SelfHost, parse_volume
-from bench.decide.ownership import FineTune, HourParts, Owned, owned_hour
+from bench.decide.ownership import FineTune
 from bench.errors import BadInput, StoreError
 from bench.records import Estimate, Warning_
 from bench.runner.results import experiment_folder, read_plan
@@ -30,9 +31,8 @@ class ResolvedOption:
     """A self-hosted option with where its price and its throughput come from, in words."""
 
     option: SelfHost
-    price_source: str
+    price: HourPrice
     rate_source: str
-    hour_parts: HourParts | None = None  # for owned hardware
     fine_tune: FineTune | None = None
     curve: SpeedCurve | None = None  # throughput against speed per user
     prefill_time_ratio: float | None = None  # at the throughput that counts, where it is known
@@ -80,11 +80,16 @@ def compare(decision: Decision, curves: bool = True) -> Compared:
     volumes = tuple(sorted(parse_volume(str(v)) for v in decision.volumes))
     options = tuple(resolve(spec, book, curves) for spec in decision.options)
     apis = tuple(_api(a, book) for a in decision.apis)
-    pairs = tuple(break_even(o.option, a, mix) for o in options for a in apis)
+    pairs = tuple(break_even(o.option, a, mix, _ends(o)) for o in options for a in apis)
     used: list[Any] = [a.price for a in apis]
     used += [book.gpu_price(s.price, s.gpu) for s in decision.options if s.price is not None]
+    used += [book.owned_price(s.owned.purchase) for s in decision.options if s.owned and s.owned.purchase]
     warnings = tuple(book.warnings(used)) + tuple(_doubts(options, mix))
     return Compared(decision.name, decision.why, mix, volumes, options, apis, pairs, warnings)
+
+
+def _ends(o: ResolvedOption) -> tuple[float, float] | None:
+    return None if o.price.band is None else (o.price.band.low_usd, o.price.band.high_usd)
 
 
 def _api(spec: str | ApiSpec, book: PriceBook) -> ApiOption:
@@ -122,7 +127,7 @@ def _doubts(options: tuple[ResolvedOption, ...], mix: Mix) -> list[Warning_]:
 def resolve(spec: SelfHostSpec, book: PriceBook, curves: bool = True) -> ResolvedOption:
     """One option of the file with its numbers. See :class:`bench.config.decision.SelfHostSpec`."""
     hardware = load_hardware(spec.gpu)
-    usd, price_source, parts = _price(spec, book, hardware.name)
+    price = hour_price(spec, book, hardware.name)
     needed = curves or (spec.tokens_per_s is None and spec.results is None)
     curve = _simulated(spec, hardware) if spec.simulate is not None and needed else None
     rate, rate_source, origin, prefill = _rate(spec, hardware.name, curve)
@@ -133,7 +138,7 @@ def resolve(spec: SelfHostSpec, book: PriceBook, curves: bool = True) -> Resolve
         name=spec.name,
         gpu=hardware.name,
         num_gpus=spec.num_gpus,
-        usd_per_gpu_hour=usd,
+        usd_per_gpu_hour=price.usd,
         tokens_per_s=rate,
         origin=origin,
         billing=spec.billing,
@@ -144,7 +149,7 @@ def resolve(spec: SelfHostSpec, book: PriceBook, curves: bool = True) -> Resolve
         whole_hours=spec.whole_hours,
         num_sharing=fine_tune.num_adapters_sharing if fine_tune else 1,
     )
-    return ResolvedOption(option, price_source, rate_source, parts, fine_tune, curve, prefill)
+    return ResolvedOption(option, price, rate_source, fine_tune, curve, prefill)
 
 
 def _simulated(spec: SelfHostSpec, hardware: Hardware) -> SpeedCurve:
@@ -178,28 +183,6 @@ def _measured_curve(spec: SelfHostSpec, gpu: str) -> SpeedCurve | None:
         origins.add(s.origin)
     points.sort(key=lambda p: -p.output_tokens_per_s_per_user)
     return SpeedCurve(tuple(points), " and ".join(sorted(origins)), f"cells of {spec.results}") if points else None
-
-
-def _price(spec: SelfHostSpec, book: PriceBook, gpu: str) -> tuple[float, str, HourParts | None]:
-    if spec.usd_per_gpu_hour is not None:
-        return spec.usd_per_gpu_hour, "your own price", None
-    if spec.owned is not None:
-        parts = owned_hour(owned_of(spec.owned))
-        return parts.total_usd, "owned: capital, power, hosting and staff", parts
-    assert spec.price is not None
-    offer = book.gpu_price(spec.price, gpu)
-    if offer.currency != "USD":
-        raise BadInput(f"price {offer.id} is in {offer.currency}", next_step="give one in USD")
-    return offer.per_gpu_hour, offer_text(offer), None
-
-
-def owned_of(spec: OwnedSpec) -> Owned:
-    return Owned(**spec.model_dump())
-
-
-def offer_text(offer: GpuPrice | ApiPrice) -> str:
-    """Provider, terms, source and date of a price, in one line."""
-    return f"{offer.provider}, {offer.source}, {offer.as_of}"
 
 
 def _rate(spec: SelfHostSpec, gpu: str, curve: SpeedCurve | None) -> tuple[Estimate, str, str, float | None]:

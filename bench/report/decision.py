@@ -24,6 +24,7 @@ from bench.report.decision_tables import COST_FORMULAS, PLAN_FORMULAS, decision_
 from bench.report.decision_text import (
     answer_sentence,
     autoscaled_text,
+    band_lines,
     flip_lines,
     flips_sentence,
     growth_text,
@@ -113,7 +114,7 @@ def decision_page(compared: Compared) -> Page:
         kind="self-host or API",
         origin_label=label,
         answer=say[middle],
-        lines=(*(text for v, text in say.items() if v != middle), *flips, *missing),
+        lines=(*(text for v, text in say.items() if v != middle), *flips, *band_lines(compared), *missing),
         charts=tuple(charts),
         tables=decision_tables(compared),
         formulas=COST_FORMULAS,
@@ -173,6 +174,11 @@ def _break_even_answer(compared: Compared) -> str:
     return (
         f"First crossing (circles; bars: its interval): {first.option.name} beats {first.api.name} from "
         f"{volume_text(first.first.value)} tokens a month on. Solid: self-hosted, in whole replicas; dashed: APIs."
+        + (
+            " Shaded: from the cheapest to the dearest known GPU-hour."
+            if any(o.price.band for o in compared.options)
+            else ""
+        )
     )
 
 

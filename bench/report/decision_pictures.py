@@ -6,6 +6,7 @@ They share style, palette and label placing with the other reports (``charts``, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,6 +89,7 @@ def break_even(compared: Compared, chart: Chart) -> Figure:
             width = 1.3 if line.label in by_hour else 2.4
             style = {"linestyle": _API_DASH, "linewidth": 1.5} if line.dashed else {"linewidth": width}
             ax.plot([p.x for p in line.points], [p.y for p in line.points], color=_color(line.color), zorder=3, **style)  # type: ignore[arg-type]
+        _price_bands(ax, compared, paint, (low, high))
         for v in compared.volumes:
             ax.axvline(v, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
             ax.annotate(
@@ -104,6 +106,19 @@ def break_even(compared: Compared, chart: Chart) -> Figure:
         end_labels(ax, panel)
 
     return _picture(chart, draw, 5.6)
+
+
+def _price_bands(ax: Axes, compared: Compared, paint: Sequence[int], span: tuple[float, float]) -> None:
+    """Shade what each option costs between the cheapest and the dearest known GPU-hour."""
+    for o, i in zip(compared.options, paint, strict=False):
+        if (band := o.price.band) is None:
+            continue
+        at = stair_volumes(o.option, *span)
+        ends = [
+            [replace(o.option, usd_per_gpu_hour=usd).monthly_usd(v) for v in at]
+            for usd in (band.low_usd, band.high_usd)
+        ]
+        ax.fill_between(at, ends[0], ends[1], color=_color(i), alpha=0.13, linewidth=0, zorder=2)
 
 
 def _log_axes(ax: Axes, panel: Panel) -> None:

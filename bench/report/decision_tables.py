@@ -6,7 +6,7 @@ from bench.decide.cost import DEFAULT_OUTPUT_PRICE_RATIO, split_by_price_ratio, 
 from bench.decide.decision import Compared, ResolvedOption
 from bench.decide.ownership import HourParts
 from bench.decide.plan import Plan
-from bench.report.decision_text import checked_text, crossing_text, share_text, volume_text, wait_text
+from bench.report.decision_text import by_price_text, checked_text, crossing_text, share_text, volume_text, wait_text
 from bench.report.model import Column, Field, Table
 from bench.units import significant, usd_text
 
@@ -21,6 +21,7 @@ COST_FORMULAS: tuple[tuple[str, str], ...] = (
     ("Self-hosting by the hour", "S(V) = fixed + V / (tokens/s × 3600 × utilisation) × GPUs × price; hours rounded up where a started hour is paid in full"),
     ("Break-even", "first stair n ≥ fixed / (a K − C) with V = (fixed + n C) / a; a: API dollars per token, C: dollars of a replica-month; never where a K ≤ C; for good after the last stair n ≤ (fixed + C) / (a K − C) + 1"),
     ("Interval of a break-even", "the same at both ends of the throughput's interval: break-even falls as throughput rises, so the ends map to the ends"),
+    ("Band of GPU prices", "the break-even at the cheapest and at the dearest known offer of that GPU under that commitment, at the throughput's value"),
     ("Sensitivity", "GPU prices, throughput, API prices or the volume changed alone, in steps of 2 % up to a factor of 100, until the cheapest is of the other kind"),
     ("Owned GPU-hour: capital", "capex × (1 + spare) × ((1 − resale) / (years × 12 × 720) + (1 + resale) / 2 × interest / (12 × 720))"),
     ("Owned GPU-hour: power", "W / 1000 × PUE × USD per kWh"),
@@ -89,18 +90,19 @@ def _costs(compared: Compared) -> Table:
 
 
 def _crossings(compared: Compared) -> Table:
-    columns = (_text("Self-hosted"), _text("beats"), Column("From", "tokens a month"), Column("API", "USD/M tokens"), Column("Self-hosted at full use", "USD/M tokens"))  # fmt: skip
+    columns = (_text("Self-hosted"), _text("beats"), Column("From", "tokens a month"), _text("Over the band of GPU prices"), Column("API", "USD/M tokens"), Column("Self-hosted at full use", "USD/M tokens"))  # fmt: skip
     rows = tuple(
         (
             Field(p.option.name, p.option.name),
             Field(p.api.name, p.api.name),
             Field(crossing_text(p), p.crossing.first_tokens if p.crossing.first_tokens is not None else float("inf")),
+            Field(by_price_text(p) or "one price known"),
             _usd(p.api_usd_per_million),
             _usd(p.full_use_usd_per_million),
         )
         for p in compared.pairs
     )
-    note = "In brackets: the crossing at both ends of the throughput's interval (the ends are carried through, no Monte Carlo needed: the crossing is monotone)."
+    note = "In brackets: the crossing at both ends of the throughput's interval (the ends are carried through, no Monte Carlo needed: the crossing is monotone). The band is the spread of offers, no interval."
     return Table("crossings", "Where the curves cross", columns, rows, note)
 
 
@@ -115,13 +117,13 @@ def _parts(compared: Compared) -> Table:
         s = o.option
         tune = o.fine_tune.usd_per_month if o.fine_tune else 0.0
         held = (
-            "owned" if o.hour_parts else "rented by the hour" if s.billing == "by_hour" else "rented around the clock"
+            "owned" if o.price.parts else "rented by the hour" if s.billing == "by_hour" else "rented around the clock"
         )
         row = (
             Field(s.name, s.name),
             Field(held, held),
             _usd(s.usd_per_gpu_hour),
-            *_hour(o.hour_parts),
+            *_hour(o.price.parts),
             _usd(s.usd_per_replica_month),
         )
         rows.append((*row, _usd(s.fixed_usd_per_month), _usd(tune), Field(str(s.num_sharing), s.num_sharing)))
@@ -161,8 +163,8 @@ def _prices(compared: Compared) -> Table:
         rows.append(
             (
                 Field(s.name, s.name),
-                Field(f"{usd_text(s.usd_per_gpu_hour)} per GPU-hour"),
-                Field(o.price_source),
+                Field(f"{usd_text(s.usd_per_gpu_hour)} per GPU-hour", s.usd_per_gpu_hour, _band(o)),
+                Field(o.price.source),
                 Field(""),
             )
         )
@@ -177,6 +179,11 @@ def _prices(compared: Compared) -> Table:
         text = f"in {usd_text(p.input_per_million)}{cached}, out {usd_text(p.output_per_million)} per million{batch}"
         rows.append((Field(a.name, a.name), Field(text), Field(p.source), Field(str(p.as_of))))
     return Table("prices", "Prices", columns, tuple(rows))
+
+
+def _band(o: ResolvedOption) -> str:
+    band = o.price.band
+    return "" if band is None else f"{usd_text(band.low_usd)} – {usd_text(band.high_usd)}: {band.source}"
 
 
 def _rates(compared: Compared) -> Table:

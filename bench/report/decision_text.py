@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bench.decide.breakeven import BreakEven, crossing
 from bench.decide.capacity import NOTICEABLE_WAIT_S, Verdict
+from bench.decide.decision import Compared
 from bench.decide.options import ApiOption, Mix, SelfHost
 from bench.decide.plan import Plan, SizedFleet
 from bench.decide.sensitivity import decision_flips
@@ -41,6 +42,29 @@ def crossing_text(pair: BreakEven) -> str:
     if always is not None and always > pair.crossing.first_tokens * 1.001:
         text += f"; for good from {volume_text(always)}"
     return text
+
+
+def by_price_text(pair: BreakEven) -> str:
+    """The crossing at the cheapest and at the dearest known GPU-hour, in words; "" where one price is known."""
+    if pair.price_ends is None or pair.by_price is None:
+        return ""
+    ends = []
+    for usd, found in zip(pair.price_ends, pair.by_price, strict=True):
+        where = "never" if found.first_tokens is None else f"{volume_text(found.first_tokens)}/month"
+        ends.append(f"{where} at {usd_text(usd)}/GPU-h")
+    return " to ".join(ends)
+
+
+def band_lines(compared: Compared) -> list[str]:
+    """What the bands of GPU prices are, a line each; bands say what is asked for, not how sure a figure is."""
+    out: dict[str, None] = {}
+    for o in compared.options:
+        if (band := o.price.band) is not None:
+            usd = f"{usd_text(band.low_usd)} to {usd_text(band.high_usd)}"
+            out[f"GPU-hours of {o.option.gpu} are offered at {usd} ({band.source}); used: {usd_text(o.price.usd)}"] = (
+                None
+            )
+    return list(out)
 
 
 def answer_sentence(options: Sequence[SelfHost], apis: Sequence[ApiOption], mix: Mix, volume_tokens: float) -> str:

@@ -94,7 +94,7 @@ def test_a_dedicated_endpoint_is_an_option_by_its_price() -> None:
         "tokens_per_s": 800,
     }
     found = compare(decision(options=[option]))
-    assert found.options[0].option.usd_per_gpu_hour == 3.99 and "Together" in found.options[0].price_source
+    assert found.options[0].option.usd_per_gpu_hour == 3.99 and "Together" in found.options[0].price.source
 
 
 def test_a_simulated_option_is_labelled_and_has_an_interval() -> None:
