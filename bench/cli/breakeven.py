@@ -142,7 +142,7 @@ def to_json(compared: Compared) -> dict[str, Any]:
                 **asdict(o.option),
                 "price_source": o.price.source,
                 "price_band": None if o.price.band is None else asdict(o.price.band),
-                "rate_source": o.rate_source,
+                "rate_source": o.rate.source,
             }
             for o in compared.options
         ],

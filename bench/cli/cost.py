@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
 def _read(results: str, cell: str | None) -> tuple[Any, list[Summary]]:
     """(experiment or None, summaries) of an experiment or of a single run's folder."""
     from bench.analysis.summary import summarise_cell
-    from bench.decide.decision import summaries
+    from bench.decide.results import summaries
     from bench.report.collect import find_folder, planned_experiment
     from bench.store import MANIFEST, RunReader
 

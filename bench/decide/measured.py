@@ -7,7 +7,7 @@ from bench.analysis.summary import Summary
 from bench.catalog.hardware import Hardware
 from bench.catalog.slo import Slo
 from bench.decide.capacity import Capacity
-from bench.decide.decision import results_folder, summaries
+from bench.decide.results import results_folder, summaries
 from bench.errors import BadInput
 
 

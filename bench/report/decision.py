@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import __version__
-from bench.decide.decision import Compared
-from bench.decide.options import ApiOption, SelfHost
+from bench.decide.decision import Compared, ResolvedOption
+from bench.decide.options import ApiOption
 from bench.decide.plan import Plan
 from bench.errors import StoreError
 from bench.records import Warning_
@@ -65,6 +65,7 @@ class Page:
     formulas: tuple[tuple[str, str], ...]
     warnings: tuple[Warning_, ...]
     explorer: dict[str, Any] | None = None
+    mix_hint: str = ""  # what the explorer does to throughput when the ratio moves
     created_utc: str = ""
     version: str = __version__
 
@@ -103,7 +104,7 @@ def decision_page(compared: Compared) -> Page:
         _chart("cost_bars", "Cost per million tokens at full use", _bars_answer(compared), label, compared, pictures.bars),
         _chart("utilisation", "Cost per million tokens against utilisation", _utilisation_answer(compared), label, compared, pictures.utilisation),
     ]  # fmt: skip
-    curved = [o.curve for o in compared.options if o.curve is not None]
+    curved = [o.rate.curve for o in compared.options if o.rate.curve is not None]
     if curved:
         speed_label = origin_label([c.origin for c in curved]).replace("throughput ", "")
         charts.append(_chart("speed", "What speed for each user costs", _speed_answer(compared), speed_label, compared, pictures.speed))  # fmt: skip
@@ -120,6 +121,7 @@ def decision_page(compared: Compared) -> Page:
         formulas=COST_FORMULAS,
         warnings=compared.warnings,
         explorer=explorer_data(compared),
+        mix_hint=_mix_hint(compared),
         created_utc=_now(),
     )
 
@@ -202,18 +204,29 @@ def _utilisation_answer(compared: Compared) -> str:
 
 
 def _speed_answer(compared: Compared) -> str:
-    curved = [o for o in pictures.distinct(compared.options) if o.curve is not None]
-    o = min(curved, key=lambda o: pictures.full_use(o.option.at_rate(o.curve.best.total_tokens_per_s.value)))  # type: ignore[union-attr]
-    assert o.curve is not None
+    curved = [o for o in pictures.distinct(compared.options) if o.rate.curve is not None]
+    o = min(curved, key=lambda o: pictures.full_use(o.option.at_rate(o.rate.curve.best.total_tokens_per_s.value)))  # type: ignore[union-attr]
+    assert o.rate.curve is not None
     usd = o.option.usd_per_replica_hour / 3600 * 1e6
-    full = o.curve.best
-    fast = max(o.curve.points, key=lambda p: p.output_tokens_per_s_per_user)
+    full = o.rate.curve.best
+    fast = max(o.rate.curve.points, key=lambda p: p.output_tokens_per_s_per_user)
     return (
         f"{pictures.config_name(o.option)}: {usd_text(usd / full.total_tokens_per_s.value)} per million at "
         f"{significant(full.output_tokens_per_s_per_user)} tokens/s per user (concurrency {full.concurrency:g}), "
         f"{usd_text(usd / fast.total_tokens_per_s.value)} at {significant(fast.output_tokens_per_s_per_user)} "
         f"(concurrency {fast.concurrency:g}), all at full use. Numbers beside the points: concurrency; dashed: APIs."
     )
+
+
+def _mix_hint(compared: Compared) -> str:
+    moved = [o.option.name for o in compared.options if len(o.rate.mixes) > 1]
+    held = [o.option.name for o in compared.options if len(o.rate.mixes) < 2]
+    parts = (
+        [f"throughput follows the input:output ratio between the known mixes for {', '.join(moved)}"] if moved else []
+    )
+    parts += [f"throughput is held while the ratio changes for {', '.join(held)} (one mix is known)"] if held else []
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + "."
 
 
 # --- the explorer's data -----------------------------------------------------------------------------------------
@@ -237,15 +250,22 @@ def explorer_data(compared: Compared) -> dict[str, Any]:
         "volume": middle,
         "low": low,
         "high": high,
-        "options": [_option_data(o.option) for o in compared.options],
+        "options": [_option_data(o) for o in compared.options],
         "apis": [_api_data(a) for a in compared.apis],
     }
 
 
-def _option_data(s: SelfHost) -> dict[str, Any]:
-    out = asdict(s)
+def _option_data(o: ResolvedOption) -> dict[str, Any]:
+    out = asdict(o.option)
     rate = out.pop("tokens_per_s")
-    return {**out, "tokens_per_s": rate["value"], "low_tokens_per_s": rate["low"], "high_tokens_per_s": rate["high"]}
+    mixes = [(m.input_ratio, m.tokens_per_s) for m in o.rate.mixes]
+    return {
+        **out,
+        "tokens_per_s": rate["value"],
+        "low_tokens_per_s": rate["low"],
+        "high_tokens_per_s": rate["high"],
+        "mixes": [{"input_ratio": s, "value": e.value, "low": e.low, "high": e.high} for s, e in mixes],
+    }
 
 
 def _api_data(a: ApiOption) -> dict[str, Any]:

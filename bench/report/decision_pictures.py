@@ -222,15 +222,15 @@ def utilisation(compared: Compared, chart: Chart) -> Figure:
 
 def speed(compared: Compared, chart: Chart) -> Figure:
     """Dollars per million tokens against tokens/s per user, a curve for each option that has one."""
-    curved = [o for o in distinct(compared.options) if o.curve is not None]
+    curved = [o for o in distinct(compared.options) if o.rate.curve is not None]
     panel_lines, lines = [], []
     paint = colors(compared)
     apis_from = paint[len(compared.options)]
     for o in curved:
-        assert o.curve is not None
+        assert o.rate.curve is not None
         i = paint[compared.options.index(o)]
         usd = o.option.usd_per_replica_hour / 3600 * 1e6
-        lines.append((o, [(p, usd / p.total_tokens_per_s.value) for p in o.curve.points], i))
+        lines.append((o, [(p, usd / p.total_tokens_per_s.value) for p in o.rate.curve.points], i))
     every = [(p, y) for _, found, _ in lines for p, y in found]
 
     def draw(ax: Axes) -> None:
@@ -241,7 +241,9 @@ def speed(compared: Compared, chart: Chart) -> Figure:
         ax.yaxis.set_major_formatter(lambda v, _: f"${v:,.10g}")
         for o, found, i in lines:
             x, y = [p.output_tokens_per_s_per_user for p, _ in found], [y for _, y in found]
-            hollow = {"markerfacecolor": "white"} if o.curve is not None and o.curve.origin != "measured" else {}
+            hollow = (
+                {"markerfacecolor": "white"} if o.rate.curve is not None and o.rate.curve.origin != "measured" else {}
+            )
             ax.plot(x, y, color=_color(i), marker=MARKERS[i % len(MARKERS)], linewidth=1.6, zorder=4, **hollow)  # type: ignore[arg-type]
             low = [
                 v * p.total_tokens_per_s.value / (p.total_tokens_per_s.high or p.total_tokens_per_s.value)
@@ -258,7 +260,9 @@ def speed(compared: Compared, chart: Chart) -> Figure:
                         f"{p.concurrency:g}", (p.output_tokens_per_s_per_user, v), xytext=(6, 5), textcoords="offset points",
                         fontsize=8, color=MUTED, zorder=5,
                     )  # fmt: skip
-            label = config_name(o.option) + (f", {o.curve.model}" if o.curve is not None and o.curve.model else "")
+            label = config_name(o.option) + (
+                f", {o.rate.curve.model}" if o.rate.curve is not None and o.rate.curve.model else ""
+            )
             top = max(found, key=lambda f: f[1])
             left = top[0].output_tokens_per_s_per_user < 0.4 * max(xs)
             ax.annotate(

@@ -6,7 +6,15 @@ from bench.decide.cost import DEFAULT_OUTPUT_PRICE_RATIO, split_by_price_ratio, 
 from bench.decide.decision import Compared, ResolvedOption
 from bench.decide.ownership import HourParts
 from bench.decide.plan import Plan
-from bench.report.decision_text import by_price_text, checked_text, crossing_text, share_text, volume_text, wait_text
+from bench.report.decision_text import (
+    by_price_text,
+    checked_text,
+    crossing_text,
+    mixes_known,
+    share_text,
+    volume_text,
+    wait_text,
+)
 from bench.report.model import Column, Field, Table
 from bench.units import significant, usd_text
 
@@ -21,6 +29,7 @@ COST_FORMULAS: tuple[tuple[str, str], ...] = (
     ("Self-hosting by the hour", "S(V) = fixed + V / (tokens/s × 3600 × utilisation) × GPUs × price; hours rounded up where a started hour is paid in full"),
     ("Break-even", "first stair n ≥ fixed / (a K − C) with V = (fixed + n C) / a; a: API dollars per token, C: dollars of a replica-month; never where a K ≤ C; for good after the last stair n ≤ (fixed + C) / (a K − C) + 1"),
     ("Interval of a break-even", "the same at both ends of the throughput's interval: break-even falls as throughput rises, so the ends map to the ends"),
+    ("Throughput at a mix", "1 / throughput = (1 − w) / a + w / b between the two known mixes a and b around it; w: how far its share of input tokens lies from a's to b's"),
     ("Band of GPU prices", "the break-even at the cheapest and at the dearest known offer of that GPU under that commitment, at the throughput's value"),
     ("Sensitivity", "GPU prices, throughput, API prices or the volume changed alone, in steps of 2 % up to a factor of 100, until the cheapest is of the other kind"),
     ("Owned GPU-hour: capital", "capex × (1 + spare) × ((1 − resale) / (years × 12 × 720) + (1 + resale) / 2 × interest / (12 × 720))"),
@@ -150,8 +159,8 @@ def _split_row(o: ResolvedOption, input_ratio: float) -> tuple[Field, ...]:
     rate_out = s.tokens_per_s.value - rate_in
     by_price = split_by_price_ratio(usd, rate_in, rate_out)
     timed = (Field("n/a", "", "typed in"),) * 2
-    if o.prefill_time_ratio is not None and rate_out > 0:
-        timed = tuple(_usd(v) for v in split_by_time(usd, rate_in, rate_out, o.prefill_time_ratio))  # type: ignore[assignment]
+    if o.rate.prefill_time_ratio is not None and rate_out > 0:
+        timed = tuple(_usd(v) for v in split_by_time(usd, rate_in, rate_out, o.rate.prefill_time_ratio))  # type: ignore[assignment]
     return (Field(s.name, s.name), *(_usd(v) for v in by_price), *timed)
 
 
@@ -187,17 +196,19 @@ def _band(o: ResolvedOption) -> str:
 
 
 def _rates(compared: Compared) -> Table:
-    columns = (_text("Option"), _text("Origin"), _text("Throughput from"), _text("Speed curve from"))
+    columns = (_text("Option"), _text("Origin"), _text("Throughput from"), _text("Known at input shares of"), _text("Speed curve from"))  # fmt: skip
     rows = tuple(
         (
             Field(o.option.name),
             Field(o.option.origin),
-            Field(o.rate_source),
-            Field(o.curve.source if o.curve else "none"),
+            Field(o.rate.source),
+            Field(mixes_known(o.rate)),
+            Field(o.rate.curve.source if o.rate.curve else "none"),
         )
         for o in compared.options
     )
-    return Table("rates", "Where throughput comes from", columns, rows)
+    note = "Between two known mixes 1 / throughput lies on a line in the share of input tokens; beyond the outermost, and where one mix is known, throughput is held."
+    return Table("rates", "Where throughput comes from", columns, rows, note)
 
 
 # --- plans -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from bench.decide.capacity import NOTICEABLE_WAIT_S, Verdict
 from bench.decide.decision import Compared
 from bench.decide.options import ApiOption, Mix, SelfHost
 from bench.decide.plan import Plan, SizedFleet
+from bench.decide.rates import Rate
 from bench.decide.sensitivity import decision_flips
 from bench.units import significant, usd_text
 
@@ -65,6 +66,14 @@ def band_lines(compared: Compared) -> list[str]:
                 None
             )
     return list(out)
+
+
+def mixes_known(rate: Rate) -> str:
+    """At which shares of input tokens a throughput is known: '20%, 50% and 80%'."""
+    shares = [f"{m.input_ratio:.0%}" for m in rate.mixes]
+    if not shares:
+        return "not stated"
+    return shares[0] if len(shares) == 1 else f"{', '.join(shares[:-1])} and {shares[-1]}"
 
 
 def answer_sentence(options: Sequence[SelfHost], apis: Sequence[ApiOption], mix: Mix, volume_tokens: float) -> str:

@@ -80,8 +80,8 @@ def test_break_even_from_measured_cells(folder: Path) -> None:
     found = compare(decide(options=[option(folder, cell="tp1")]))
     o = found.options[0]
     assert o.option.origin == "measured" and o.option.tokens_per_s.low is not None
-    assert o.curve is not None and len(o.curve.points) == 3 and o.curve.origin == "measured"
-    assert o.prefill_time_ratio is not None and 0 < o.prefill_time_ratio < 1
+    assert o.rate.curve is not None and len(o.rate.curve.points) == 3 and o.rate.curve.origin == "measured"
+    assert o.rate.prefill_time_ratio is not None and 0 < o.rate.prefill_time_ratio < 1
     pair = found.pairs[0]
     assert pair.first is not None and pair.first.low is not None and pair.first.high is not None
     assert pair.first.low <= pair.first.value <= pair.first.high

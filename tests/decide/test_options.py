@@ -101,23 +101,17 @@ def test_a_simulated_option_is_labelled_and_has_an_interval() -> None:
     simulate = {"model": "llama-3.1-8b", "isl": 300, "osl": 100, "concurrencies": [1, 8, 32]}
     found = compare(decision(options=[{"name": "s", "gpu": "H100-SXM", "usd_per_gpu_hour": 4, "simulate": simulate}]))
     o = found.options[0]
-    assert o.option.origin == "simulated" and "concurrency 32" in o.rate_source and o.curve is not None
+    assert o.option.origin == "simulated" and "concurrency 32" in o.rate.source and o.rate.curve is not None
     e = o.option.tokens_per_s
     assert e.low is not None and e.high is not None and e.low < e.value < e.high
-    rates = [p.total_tokens_per_s.value for p in o.curve.points]
-    speeds = [p.output_tokens_per_s_per_user for p in o.curve.points]
+    rates = [p.total_tokens_per_s.value for p in o.rate.curve.points]
+    speeds = [p.output_tokens_per_s_per_user for p in o.rate.curve.points]
     assert rates == sorted(rates) and speeds == sorted(speeds, reverse=True)
     # one user alone: tokens/s per user and per replica differ only by the time to the first token
-    assert o.curve.points[0].output_tokens_per_s.value == pytest.approx(speeds[0], rel=0.15)
+    assert o.rate.curve.points[0].output_tokens_per_s.value == pytest.approx(speeds[0], rel=0.15)
     assert {w.code for w in found.warnings} >= {"simulated"}
     pair = found.pairs[0]
     assert pair.first is None or pair.first.low is not None
-
-
-def test_another_mix_draws_a_warning() -> None:
-    simulate = {"model": "llama-3.1-8b", "isl": 100, "osl": 100, "concurrencies": [4]}
-    found = compare(decision(options=[{"name": "s", "gpu": "H100-SXM", "usd_per_gpu_hour": 4, "simulate": simulate}]))
-    assert "other-mix" in {w.code for w in found.warnings}
 
 
 def trace_demand(path: Path, **more) -> Demand:  # type: ignore[no-untyped-def]

@@ -16,6 +16,8 @@ from bench.config.decision import Decision
 from bench.decide.breakeven import crossing
 from bench.decide.decision import Compared, compare
 from bench.decide.options import ApiOption, Mix, SelfHost
+from bench.decide.rates import MixedRate, rate_at
+from bench.records import Estimate
 from bench.report.decision import DecisionFiles, explorer_data, write_decision
 from bench.report.decision_text import answer_sentence
 from tests.report.test_browser import CHROMIUM, chromium
@@ -34,7 +36,7 @@ def compared() -> Compared:
         "tokens_per_s_low": 700,
         "tokens_per_s_high": 950,
     }
-    return compare(
+    found = compare(
         Decision.model_validate(
             {
                 "name": "explorer",
@@ -52,6 +54,16 @@ def compared() -> Compared:
             }
         )
     )  # fmt: skip
+    # one option whose throughput is known at three mixes
+    known = (rate(0.2, 700), rate(1 / 3, 800), rate(0.8, 2500))
+    last = found.options[-1]
+    last = replace(last, rate=replace(last.rate, mixes=known, tokens_per_s=known[1].tokens_per_s))
+    last = replace(last, option=replace(last.option, tokens_per_s=known[1].tokens_per_s))
+    return replace(found, options=(*found.options[:-1], last))
+
+
+def rate(share: float, value: float) -> MixedRate:
+    return MixedRate(share, Estimate(value, 0.9 * value, 1.2 * value, unit="tokens/s"), "a test")
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +90,18 @@ def random_controls(compared: Compared, n: int) -> list[dict[str, Any]]:
 
 def by_python(compared: Compared, c: dict[str, Any]) -> dict[str, Any]:
     """What the explorer must show, by ``bench.decide``."""
-    hosts: list[SelfHost] = [o.option for o in compared.options]
+    mix = Mix(c["input_parts"], c["output_parts"], compared.mix.cached_ratio)
+    scale = c["tokens_per_s"] / compared.options[c["option"]].option.tokens_per_s.value
+    hosts: list[SelfHost] = [
+        replace(o.option, tokens_per_s=rate_at(o.rate.mixes, mix.input_ratio)) if len(o.rate.mixes) > 1 else o.option
+        for o in compared.options
+    ]
     e = hosts[c["option"]].tokens_per_s
-    scale = c["tokens_per_s"] / e.value
     assert e.low is not None and e.high is not None
     hosts[c["option"]] = host = replace(
         hosts[c["option"]],
         usd_per_gpu_hour=c["usd_per_gpu_hour"],
-        tokens_per_s=replace(e, value=c["tokens_per_s"], low=e.low * scale, high=e.high * scale),
+        tokens_per_s=replace(e, value=e.value * scale, low=e.low * scale, high=e.high * scale),
         max_utilisation_ratio=c["max_utilisation_ratio"],
         peak_to_mean=c["peak_to_mean"],
         min_replicas=c["min_replicas"],
@@ -99,7 +115,6 @@ def by_python(compared: Compared, c: dict[str, Any]) -> dict[str, Any]:
         p, input_per_million=c["input_per_million"], output_per_million=c["output_per_million"], cached_input_per_million=cached
     )  # fmt: skip
     apis[c["api"]] = api = replace(apis[c["api"]], price=price)
-    mix = Mix(c["input_parts"], c["output_parts"], compared.mix.cached_ratio)
     volume = c["volume"]
     found = crossing(host, api.usd_per_token(mix))
     assert host.tokens_per_s.low is not None and host.tokens_per_s.high is not None

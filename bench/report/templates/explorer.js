@@ -54,13 +54,32 @@ const EXPLORER = (() => {
     return { first: volume, always: volume };
   }
 
+  // Throughput at a share of input, relative to the page's own mix: 1 / rate on the line between the known mixes around it.
+  function between(mixes, key, share) {
+    const below = mixes.filter((m) => m.input_ratio <= share), above = mixes.filter((m) => m.input_ratio >= share);
+    if (!below.length || !above.length) return (above.length ? above[0] : below[below.length - 1])[key];
+    const a = below[below.length - 1], b = above[0];
+    if (a.input_ratio === b.input_ratio) return a[key];
+    const w = (share - a.input_ratio) / (b.input_ratio - a.input_ratio);
+    return a[key] === null || b[key] === null || Math.min(a[key], b[key]) <= 0 ? null : 1 / ((1 - w) / a[key] + w / b[key]);
+  }
+  function atMix(o, mix) {
+    if (o.mixes.length < 2) return o;
+    const share = mix.input_parts / (mix.input_parts + mix.output_parts);
+    return { ...o, tokens_per_s: between(o.mixes, "value", share), low_tokens_per_s: between(o.mixes, "low", share),
+      high_tokens_per_s: between(o.mixes, "high", share) };
+  }
+
   // The options and APIs with the controls put in: GPU controls on the chosen option, prices on the chosen API.
   function apply(data, c) {
-    const options = data.options.map((o, i) => {
+    const mix = { input_parts: c.input_parts, output_parts: c.output_parts, cached_ratio: data.cached_ratio };
+    const options = data.options.map((start, i) => {
+      const o = atMix(start, mix);
       if (i !== c.option) return o;
-      const scale = c.tokens_per_s / o.tokens_per_s;
+      // the control is the throughput at the page's own mix; elsewhere it scales what is known there
+      const scale = c.tokens_per_s / start.tokens_per_s;
       const end = (v) => (v === null ? null : v * scale);
-      return { ...o, usd_per_gpu_hour: c.usd_per_gpu_hour, tokens_per_s: c.tokens_per_s,
+      return { ...o, usd_per_gpu_hour: c.usd_per_gpu_hour, tokens_per_s: end(o.tokens_per_s),
         low_tokens_per_s: end(o.low_tokens_per_s), high_tokens_per_s: end(o.high_tokens_per_s),
         max_utilisation_ratio: c.max_utilisation_ratio, peak_to_mean: c.peak_to_mean, min_replicas: c.min_replicas };
     });
@@ -69,7 +88,6 @@ const EXPLORER = (() => {
       const cached = a.input_per_million > 0 ? a.cached_per_million * (c.input_per_million / a.input_per_million) : c.input_per_million;
       return { ...a, input_per_million: c.input_per_million, cached_per_million: cached, output_per_million: c.output_per_million };
     });
-    const mix = { input_parts: c.input_parts, output_parts: c.output_parts, cached_ratio: data.cached_ratio };
     return { options, apis, mix };
   }
 

@@ -5,7 +5,7 @@
   // key, label, least, most, logarithmic, whole
   const GROUPS = [
     ["Demand", [["volume", "Tokens a month", 1e5, 1e12, true], ["input_parts", "Input parts", 0, 20, false], ["output_parts", "Output parts", 0, 20, false]]],
-    ["Self-hosted", [["option"], ["usd_per_gpu_hour", "USD per GPU-hour", 0.1, 20, true], ["tokens_per_s", "Tokens/s of a replica", 10, 100000, true],
+    ["Self-hosted", [["option"], ["usd_per_gpu_hour", "USD per GPU-hour", 0.1, 20, true], ["tokens_per_s", "Tokens/s of a replica, at the page's own ratio", 10, 100000, true],
       ["max_utilisation_ratio", "Utilisation at the peak (0–1)", 0.01, 1, false], ["peak_to_mean", "Peak / mean load", 1, 10, false], ["min_replicas", "Least replicas", 1, 8, false, true]]],
     ["API", [["api"], ["input_per_million", "USD per million in", 0.01, 100, true], ["output_per_million", "USD per million out", 0.01, 100, true]]],
   ];
