@@ -22,6 +22,8 @@ Bound = Literal["compute", "memory", "link", "overhead"]
 
 #: The tag of a case whose energy is measured as well.
 WEIGH = "energy"
+#: The tag of a case that torch's own benchmark times as well (see kernels.referee).
+REFEREE = "referee"
 
 
 class Unsupported(Exception):
@@ -125,7 +127,8 @@ class Prepared:
 
     ``run`` does the work once on the current stream. ``check`` runs it on its own inputs and compares; it is called
     before anything is timed. ``flush`` asks for a cold cache before every call. ``capturable`` says that a CUDA graph
-    may hold it. ``timed=False`` marks work whose speed means nothing (an interpreter).
+    may hold it. ``timed=False`` marks work whose speed means nothing (an interpreter). ``rivals``: every way in which torch
+    offers to do the same work, by name; what a referee times.
     """
 
     run: Callable[[], object]
@@ -137,3 +140,4 @@ class Prepared:
     backend: str = ""
     timed: bool = True
     notes: dict[str, Any] = field(default_factory=dict)
+    rivals: dict[str, Callable[[], object]] = field(default_factory=dict)

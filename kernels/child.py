@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from kernels.case import WEIGH, Case, Check, Prepared, Status, Unsupported
+from kernels.case import REFEREE, WEIGH, Case, Check, Prepared, Status, Unsupported
 from kernels.device import Device, find_device, package_versions
+from kernels.referee import hear
 from kernels.timing import EventClock, HostClock, Samples, TimingPlan, make_flush, measure
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def run_case(
             return result
         samples = measure(prepared, device, plan, flush)
         result["timing"] = samples.to_dict()
+        if REFEREE in dict(case.tags) and prepared.rivals:
+            result["referee"] = hear(prepared.rivals)
         if energy_s > 0:
             result["energy"] = _weigh(prepared, device, samples, energy_s)
     except (Unsupported, NotImplementedError) as error:

@@ -38,7 +38,13 @@ class Group(_Spec):
     energy: bool = False
 
 
-class MemoryGroup(Group):
+class RefereedGroup(Group):
+    """``referee``: torch's own benchmark times every way in which torch does the same, beside the suite's figure."""
+
+    referee: bool = False
+
+
+class MemoryGroup(RefereedGroup):
     """Arrays of ``sizes_bytes`` each."""
 
     ops: tuple[Literal["copy", "read", "write", "triad"], ...] = ("copy", "read", "write", "triad")
@@ -55,7 +61,7 @@ class LinearLayer(_Spec):
     model: str = ""
 
 
-class GemmGroup(Group):
+class GemmGroup(RefereedGroup):
     """Linear layers given here, or those of catalogue models; ``m`` tokens per call."""
 
     dtypes: tuple[Dtype, ...]

@@ -59,7 +59,23 @@ def prepare(case: Case, device: Device, seed: int) -> Prepared:
         return [check_linear(call(), x, w, rows, case.dtype)]
 
     work = Work(2.0 * m * n * k, size * (m + n) * k, out_size * m * n)
-    return Prepared(call, check, work, flush=True, capturable=True, backend=backend)
+    rivals = _rivals(x, w) if case.dtype in ("bf16", "fp16") else {}
+    return Prepared(call, check, work, flush=True, capturable=True, backend=backend, rivals=rivals)
+
+
+def _rivals(x: torch.Tensor, w: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Every way in which torch multiplies the two: two spellings, into a given output, and with W laid out [k, n]."""
+    import torch
+
+    out = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device=x.device)
+    turned = w.t()
+    by_rows = turned.contiguous()
+    return {
+        "matmul": lambda: x @ turned,
+        "linear": lambda: torch.nn.functional.linear(x, w),
+        "mm, out given": lambda: torch.mm(x, turned, out=out),
+        "matmul, W [k, n]": lambda: x @ by_rows,
+    }
 
 
 def check_linear(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, rows: list[int], dtype: str) -> Check:

@@ -39,17 +39,19 @@ def prepare(case: Case, device: Device, seed: int) -> Prepared:
     rng = generator(device, seed)
     a = random_tensor([num], case.dtype, device, rng)
     make = {"copy": _copy, "read": _read, "write": _write, "triad": _triad}[case.op]
-    run, check = make(a, case, device, rng)
+    run, check, rivals = make(a, case, device, rng)
     traffic = {"copy": (size, size), "read": (size, 0), "write": (0, size), "triad": (2 * size, size)}[case.op]
     flops = {"copy": 0, "read": num, "write": 0, "triad": 2 * num}[case.op]
-    # Sizes that fit the cache are there to show the cache: no flush for them, and none needed above it.
-    return Prepared(run, check, Work(flops, *traffic), flush=False, capturable=False)
+    # Sizes that fit the cache are there to show the cache: no flush for them, and none needed above it. A small copy is
+    # over before the host has launched the next: a graph of many shows the cache and not the launches.
+    return Prepared(run, check, Work(flops, *traffic), flush=False, capturable=True, rivals=rivals)
 
 
-_Pair = tuple[Callable[[], object], Callable[[], list[Check]]]
+_Call = Callable[[], object]
+_Parts = tuple[_Call, Callable[[], list[Check]], dict[str, _Call]]
 
 
-def _copy(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> _Pair:
+def _copy(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> _Parts:
     import torch
 
     out = torch.empty_like(a)
@@ -58,10 +60,13 @@ def _copy(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> 
         out.copy_(a)
         return [compare(out, a, EXACT)]
 
-    return lambda: out.copy_(a), check
+    def by_kernel() -> object:
+        return torch.mul(a, 1.0, out=out)
+
+    return lambda: out.copy_(a), check, {"copy_": lambda: out.copy_(a), "clone": a.clone, "mul by 1": by_kernel}
 
 
-def _read(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> _Pair:
+def _read(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> _Parts:
     import torch
 
     # A sum of random signs is near zero and its relative error means nothing: read positive numbers.
@@ -73,20 +78,20 @@ def _read(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> 
         # torch sums in a tree, so the error grows with log2(n) ulp at most, far below this.
         return [compare(a.sum(dtype=torch.float32), want, Tolerance(1e-4, 1e-4), output="sum")]
 
-    return lambda: a.sum(dtype=torch.float32), check
+    return lambda: a.sum(dtype=torch.float32), check, {}
 
 
-def _write(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> _Pair:
+def _write(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> _Parts:
     import torch
 
     def check() -> list[Check]:
         a.fill_(_SCALE)
         return [compare(a, torch.full_like(a, _SCALE), EXACT)]
 
-    return lambda: a.fill_(_SCALE), check
+    return lambda: a.fill_(_SCALE), check, {}
 
 
-def _triad(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> _Pair:
+def _triad(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) -> _Parts:
     import torch
 
     b = random_tensor([a.numel()], case.dtype, device, rng)
@@ -98,4 +103,4 @@ def _triad(a: torch.Tensor, case: Case, device: Device, rng: torch.Generator) ->
         want = a[part].to(torch.float64) + _SCALE * b[part].to(torch.float64)
         return [compare(out[part], want, TOLERANCE[case.dtype])]
 
-    return lambda: torch.add(a, b, alpha=_SCALE, out=out), check
+    return lambda: torch.add(a, b, alpha=_SCALE, out=out), check, {}

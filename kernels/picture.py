@@ -20,6 +20,8 @@ _COLOURS = {
     "moe": "#E69F00",
 }
 _MARKERS = {"memory": "s", "gemm": "o", "attention": "^", "norm": "D", "moe": "v"}
+#: Height of a label of a ceiling as a share of the axis, with the space above it.
+LABEL_HEIGHT = 0.035
 _SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LABELS = {"memory": "memory", "gemm": "GEMM", "attention": "attention", "norm": "norm, activation, RoPE", "moe": "MoE"}
 
@@ -60,7 +62,7 @@ def _roofline(axes: Axes, summary: dict[str, Any]) -> None:
         return
     intensity = [r["flops"] / r["bytes"] for r in rows]
     low, high = min(intensity) / 2, max(intensity) * 4
-    _ceilings(axes, summary, low, high)
+    labels = _ceilings(axes, summary, low, high)
     for family, colour in _COLOURS.items():
         points = [r for r in rows if r["family"] == family]
         if points:
@@ -76,15 +78,21 @@ def _roofline(axes: Axes, summary: dict[str, Any]) -> None:
                 zorder=3,
             )
     axes.set_xlim(low, high)
+    _label(axes, labels, high)
     axes.legend(loc="lower right", frameon=False)
     axes.grid(alpha=0.2, which="major")
 
 
-def _ceilings(axes: Axes, summary: dict[str, Any], low: float, high: float) -> None:
+_Label = tuple[float, str, str]  # height, text, colour
+
+
+def _ceilings(axes: Axes, summary: dict[str, Any], low: float, high: float) -> list[_Label]:
+    """Draw the ceilings; returns their labels, to be placed once the axes hold everything."""
     measured, nominal = summary["peaks"]["measured"], summary["peaks"]["nominal"] or {}
     bandwidth = measured.get("bandwidth_bytes_per_s")
+    labels: list[_Label] = []
     if not bandwidth:
-        return
+        return labels
     slope = bandwidth["value"]
     top = max((e["value"] for e in measured["flops_per_s"].values()), default=None)
     knee = top / slope if top else high
@@ -97,7 +105,6 @@ def _ceilings(axes: Axes, summary: dict[str, Any], low: float, high: float) -> N
         rotation=30,
         fontsize=8,
     )
-    labels: list[tuple[float, str, str]] = []
     for dtype, estimate in measured["flops_per_s"].items():
         value = estimate["value"]
         if value / slope < high:
@@ -107,12 +114,19 @@ def _ceilings(axes: Axes, summary: dict[str, Any], low: float, high: float) -> N
         if limit and limit / slope < high:
             axes.plot([limit / slope, high], [limit] * 2, color="grey", linewidth=0.8, linestyle=":")
             labels.append((limit, f"{dtype} {nominal['kind']} {si(limit, 'FLOP/s')}", "grey"))
-    for height, (_, text, colour) in zip(spread(sorted(v for v, _, _ in labels)), sorted(labels), strict=True):
+    return labels
+
+
+def _label(axes: Axes, labels: list[_Label], high: float) -> None:
+    """Write each label at the right end of its line, moved up where it would lie on another."""
+    low_y, high_y = axes.get_ylim()
+    apart = (high_y / low_y) ** LABEL_HEIGHT
+    for height, (_, text, colour) in zip(spread(sorted(v for v, _, _ in labels), apart), sorted(labels), strict=True):
         place = (high, height)
         axes.annotate(text, place, xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7.5, color=colour)
 
 
-def spread(heights: list[float], apart: float = 1.35) -> list[float]:
+def spread(heights: list[float], apart: float) -> list[float]:
     """Heights for labels on a log axis: ascending, none less than ``apart`` times the one below, each at its line or above."""
     out: list[float] = []
     for height in heights:

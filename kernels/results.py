@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.errors import BadInput
 from bench.records import Estimate
+from kernels.bounds import bounds_of
 from kernels.config import SuiteConfig
 from kernels.cpu_peaks import derived_peaks
 from kernels.device import Device
@@ -47,7 +48,7 @@ def summarise(
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1
-    return {
+    summary = {
         "schema_version": SCHEMA_VERSION,
         "kind": "kernels",
         "origin": "measured",
@@ -62,6 +63,7 @@ def summarise(
         "counts": counts,
         "cases": rows,
     }
+    return {**summary, "bounds": bounds_of(summary)}
 
 
 def _row(line: dict[str, Any]) -> dict[str, Any]:
@@ -80,9 +82,7 @@ def _row(line: dict[str, Any]) -> dict[str, Any]:
         row["flops_per_s"] = _rate(work.get("flops"), time_s, "FLOP/s")
         row["bytes_per_s"] = _rate(work.get("bytes"), time_s, "B/s")
         row["link_bytes_per_s"] = _rate(work.get("link_bytes"), time_s, "B/s")
-    energy = line.get("energy")
-    if energy:
-        row["energy"] = energy
+    row |= {name: line[name] for name in ("energy", "referee") if line.get(name)}
     return row
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInput, EngineUnavailable
-from kernels.case import WEIGH, Case
+from kernels.case import REFEREE, WEIGH, Case
 from kernels.config import FAMILIES, SuiteConfig
 from kernels.device import Device
 
@@ -44,10 +44,9 @@ def list_cases(suite: SuiteConfig, device_kind: str, only: tuple[str, ...] = ())
             continue
         module = importlib.import_module(f"kernels.{family}")
         for group in suite.groups(family, device_kind):
+            extra = [(tag, "yes") for tag in (WEIGH, REFEREE) if getattr(group, tag, False)]
             for case in module.cases(group):
-                if group.energy:
-                    case = replace(case, tags=tuple(sorted((*case.tags, (WEIGH, "yes")))))
-                found.setdefault(case.case_id, case)
+                found.setdefault(case.case_id, replace(case, tags=tuple(sorted((*case.tags, *extra)))))
     return list(found.values())
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from bench.units import bytes_text, duration_text, si, significant
+from kernels.bounds import Bound
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -141,6 +142,8 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"limits  {nominal['kind']}: {nominal['source']}")
     else:
         lines.append("limits  this GPU is not in configs/hardware: no data-sheet share; add a file there")
+    bounds = [Bound(**b) for b in summary.get("bounds") or ()]  # results of earlier versions have none
+    lines += [f"bound   {b.text()}" for b in bounds if b.verdict != "n/a"]
     lines += [f"n/a     {what}: {reason} ({n} case{'s' if n > 1 else ''})" for what, reason, n in missing(summary)]
     lines += [
         f"{r['status'].upper():7} {r['case_id']}: {r['reason']}"

@@ -5,7 +5,8 @@
   that decodes under graphs runs them.
 * CPU: ``perf_counter`` around as many calls as last ``min_sample_s``.
 * Cold cache: where a case asks for it, a buffer of twice the last-level cache (up to a limit that the suite sets and the
-  result states) is overwritten before every call, outside the timed part.
+  result states) is read before every call, outside the timed part. Read and not written: a written one would leave the
+  cache full of changed lines, and the call would pay for bringing them to memory.
 
 The interval is that of the median from order statistics: no assumption about the shape of the distribution.
 """
@@ -133,6 +134,9 @@ class EventClock:
     name = "cuda events"
     #: Samples enqueued before the host waits: enough to keep the device busy, few enough for the launch queue (1,024).
     batch = 16
+    #: Cycles that the device spins before each batch, some 2 ms at 1.5 to 2 GHz: the host enqueues a batch (flush, two
+    #: events, a launch: some 30 us a sample) in that time, so that no sample holds the time of its launch.
+    head_start_cycles = 4_000_000
 
     def wait(self) -> None:
         """Return when the device is idle."""
@@ -149,6 +153,7 @@ class EventClock:
         out: list[float] = []
         while len(out) < repeats:
             pairs = []
+            torch.cuda._sleep(self.head_start_cycles)
             for _ in range(min(self.batch, repeats - len(out))):
                 pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
                 if flush:
@@ -164,16 +169,16 @@ class EventClock:
 
 
 def make_flush(device: Device, limit_bytes: int) -> tuple[Callable[[], object], int]:
-    """A call that overwrites the last-level cache, and how many bytes it writes.
+    """A call that fills the last-level cache with something else, and how many bytes it reads.
 
     Twice the cache where the limit allows. A CPU's last-level cache may be hundreds of MiB shared between machines:
-    there the limit decides and the result says how much was written.
+    there the limit decides and the result says how much was read.
     """
     import torch
 
     num_bytes = min(2 * device.l2_bytes, limit_bytes)
-    buffer = torch.empty(num_bytes // 4, dtype=torch.int32, device=device.torch_name)
-    return lambda: buffer.fill_(-1), num_bytes
+    buffer = torch.ones(num_bytes // 4, dtype=torch.float32, device=device.torch_name)
+    return buffer.sum, num_bytes
 
 
 def capture_graph(run: Callable[[], object], calls: int) -> torch.cuda.CUDAGraph:
@@ -193,6 +198,11 @@ def capture_graph(run: Callable[[], object], calls: int) -> torch.cuda.CUDAGraph
     return graph
 
 
+def calls_in_graph(call_s: float) -> int:
+    """How many calls of ``call_s`` (launch included) one graph holds: about a millisecond of them, 20 at most."""
+    return max(1, min(20, math.ceil(1e-3 / max(call_s, 1e-9))))
+
+
 def choose_inner_and_repeats(call_s: float, flush_s: float, flushes: bool, plan: TimingPlan) -> tuple[int, int]:
     """Calls per sample and number of samples for a call that lasts ``call_s`` with ``flush_s`` of flushing before it."""
     call_s = max(call_s, 1e-9)
@@ -210,8 +220,8 @@ def measure(
     flush_call, flushed_bytes = flush if flush and prepared.flush else (None, 0)
     run, name, notes, per_replay = prepared.run, clock.name, [], 1
     if device.kind == "cuda" and prepared.capturable and prepared.clock != "host":
-        # Without a flush one replay holds many calls, so that its launch does not count.
-        calls = 1 if flush_call else 20
+        # Without a flush one replay holds many calls, so that its launch does not count; long calls need no company.
+        calls = 1 if flush_call else calls_in_graph(_warm_up(prepared.run, clock, plan.warmup_s)[1])
         try:
             run = capture_graph(prepared.run, calls).replay
             name, per_replay = "cuda graph", calls

@@ -213,4 +213,4 @@ def test_the_picture_is_drawn_with_and_without_data(tmp_path):
 
 
 def test_labels_never_lie_on_each_other():
-    assert picture.spread([1.0, 1.1, 5.0]) == [1.0, 1.35, 5.0]
+    assert picture.spread([1.0, 1.1, 5.0], 1.35) == [1.0, 1.35, 5.0]

@@ -13,7 +13,9 @@ from kernels.timing import (
     EventClock,
     HostClock,
     TimingPlan,
+    calls_in_graph,
     choose_inner_and_repeats,
+    make_flush,
     measure,
     median_estimate,
 )
@@ -122,11 +124,17 @@ class FakeCuda:
             return Graph(run, calls)
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
+        self.head_starts = 0
+        monkeypatch.setattr(torch.cuda, "_sleep", self._spin)
         monkeypatch.setattr(torch.cuda, "synchronize", self._wait)
         monkeypatch.setattr("kernels.timing.capture_graph", capture)
 
     def _wait(self) -> None:
         self.waits += 1
+
+    def _spin(self, cycles: int) -> None:
+        self.head_starts += 1
+        self.now_ms += cycles / 1e6
 
     def work(self, ms: float) -> None:
         self.now_ms += ms
@@ -139,7 +147,7 @@ def test_events_time_the_calls_and_not_the_flush(monkeypatch):
     cuda = FakeCuda(monkeypatch)
     times = EventClock().time(lambda: cuda.work(2.0), 3, 40, lambda: cuda.work(100.0))
     assert times == [pytest.approx(0.006)] * 40
-    assert cuda.waits == 3  # 16 + 16 + 8 samples enqueued between waits
+    assert cuda.waits == cuda.head_starts == 3  # 16 + 16 + 8 samples enqueued between waits, each behind a spin
 
 
 def test_measure_replays_a_graph_of_one_call_after_a_flush(monkeypatch):
@@ -152,10 +160,23 @@ def test_measure_replays_a_graph_of_one_call_after_a_flush(monkeypatch):
 
 def test_measure_puts_many_calls_into_a_graph_without_a_flush(monkeypatch):
     cuda = FakeCuda(monkeypatch)
+    monkeypatch.setattr(
+        "kernels.timing.calls_in_graph", lambda call_s: 20
+    )  # by a real clock, which a busy machine stops
     prepared = Prepared(lambda: cuda.work(2.0), lambda: [], Work(), flush=False, capturable=True)
     samples = measure(prepared, GPU, PLAN, (lambda: cuda.work(50.0), 123))
     assert samples.clock == "cuda graph" and samples.flushed_bytes == 0 and samples.inner_calls % 20 == 0
     assert samples.seconds == pytest.approx([0.002] * 20)
+
+
+def test_a_graph_holds_a_millisecond_of_calls_and_twenty_at_most():
+    assert [calls_in_graph(s) for s in (0.0, 5e-6, 1e-4, 3e-4, 2.6e-3)] == [20, 20, 10, 4, 1]
+
+
+def test_the_flush_reads_and_changes_nothing(cpu):
+    flush, num_bytes = make_flush(CPU, 2**20)
+    assert num_bytes == 2**20 and float(flush()) == num_bytes / 4
+    assert float(flush()) == num_bytes / 4
 
 
 def test_what_cannot_be_captured_is_timed_plainly_and_says_so(monkeypatch):
