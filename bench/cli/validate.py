@@ -49,7 +49,7 @@ def command(experiment: str, as_json: bool) -> int:
             }
         )
     todo = missing_runs(states, loaded.experiment.repeats)
-    about_s = estimate_s(todo, states, machine, archs) if todo else 0.0
+    about_s = estimate_s(todo, states, machine, archs, loaded.path.parent) if todo else 0.0
     if as_json:
         out = {
             "experiment": loaded.experiment.name,

@@ -1,4 +1,4 @@
-"""Can this machine run this cell? If not, why; if so, how long will it take, roughly."""
+"""Can this machine run this cell? If not, why."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.config.experiment import RampLoad, TraceLoad, mean_length_tokens
 from bench.config.sweep import Cell, axis_path
 from bench.engines.vllm_args import wrong_argument
-from bench.runner.schedules import longest_sequence_tokens, num_measured, num_warmup
-from bench.store import RunReader
+from bench.runner.schedules import longest_sequence_tokens
 from bench.units import bytes_text
 
 if TYPE_CHECKING:
@@ -18,14 +16,6 @@ if TYPE_CHECKING:
     from bench.catalog.hardware import Hardware
     from bench.config.loading import LoadedExperiment
 
-#: Rough figures for the run-time estimate only; never used in a result.
-ENGINE_START_S = {"cpu": 50.0, "gpu": 90.0}
-RUN_OVERHEAD_S = 1.5
-CPU_FLOPS_PER_CORE = 20e9
-CPU_BYTES_PER_S = 10e9
-CPU_STEP_S = 0.004
-#: Share of a data-sheet peak that a rough estimate takes as reached.
-ROUGH_EFFICIENCY = 0.5
 #: vLLM's CPU engine needs room for the KV cache and activations beside the weights.
 HOST_MEMORY_SHARE = 0.8
 
@@ -165,35 +155,3 @@ def _memory(cell: Cell, machine: Machine, arch: ModelArch) -> str | None:
     if result.kv_capacity_tokens < longest:
         return f"the KV cache holds {result.kv_capacity_tokens:,} tokens, one request reaches {longest:,}"
     return None
-
-
-def rough_run_s(cell: Cell, machine: Machine, arch: ModelArch | None, past: tuple[RunReader, ...] = ()) -> float:
-    """A rough guess of one run's seconds: from past runs of the cell where there are some, else from the arithmetic."""
-    durations = [float(r.manifest["duration_s"]) for r in past if r.manifest.get("duration_s")]
-    if durations:
-        return sorted(durations)[len(durations) // 2] + RUN_OVERHEAD_S
-    spec = cell.spec
-    if isinstance(spec.load, RampLoad):
-        return sum(s.duration_s for s in spec.load.segments)
-    if isinstance(spec.load, TraceLoad) or (spec.stop.min_duration_s and spec.stop.max_requests is None):
-        return max(spec.stop.min_duration_s, spec.stop.max_duration_s or 0) + RUN_OVERHEAD_S
-    batch = int(getattr(spec.load, "batch_size", None) or getattr(spec.load, "concurrency", None) or 8)
-    isl, osl = mean_length_tokens(spec.workload.isl), mean_length_tokens(spec.workload.osl)
-    weights = arch.weight_bytes(None, spec.tensor_parallel_size) if arch is not None else 16e9
-    flops = 2 * (arch.num_active_params if arch is not None else 8e9)
-    if machine.num_gpus:
-        peak = machine.hardware.memory_bandwidth_bytes_per_s if machine.hardware else 1e12
-        bandwidth = peak * ROUGH_EFFICIENCY
-        step_s, prefill_s_per_token = weights / bandwidth + 0.002, flops / (200e12 * spec.tensor_parallel_size)
-    else:
-        rate = CPU_FLOPS_PER_CORE * machine.num_cores
-        step_s = weights / CPU_BYTES_PER_S + CPU_STEP_S + flops * batch / rate
-        prefill_s_per_token = flops / rate
-    # with a minimum duration the run ends once both minima are met; the pool of requests is larger than what is used
-    counted = spec.stop.min_requests or batch if spec.stop.min_duration_s else num_measured(spec)
-    rounds = max(1.0, counted / batch)
-    per_round = osl * step_s + batch * isl * prefill_s_per_token
-    warm = per_round * min(1.0, num_warmup(spec) / batch)
-    seconds = rounds * per_round
-    capped = min(seconds, spec.stop.max_duration_s or seconds)
-    return warm + max(spec.stop.min_duration_s, capped) + RUN_OVERHEAD_S

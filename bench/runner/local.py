@@ -21,7 +21,7 @@ from bench.engines.host import EngineLaunch, EngineProcess
 from bench.errors import BadInput, BenchError, EngineUnavailable
 from bench.records import EngineInfo
 from bench.runner import events
-from bench.runner.feasible import ENGINE_START_S, Machine, check_engine_args, check_telemetry, rough_run_s, why_not
+from bench.runner.feasible import Machine, check_engine_args, check_telemetry, why_not
 from bench.runner.models import prepare_model
 from bench.runner.one_run import FailedRun, RunContext, execute
 from bench.runner.results import (
@@ -101,11 +101,13 @@ def engine_groups(todo: list[Todo]) -> list[list[Todo]]:
     return [sorted(g, key=lambda t: t.repeat) for g in groups.values()]
 
 
-def estimate_s(todo: list[Todo], states: list[CellState], machine: Machine, archs: dict[str, Any]) -> float:
-    """A rough guess of the whole invocation's seconds."""
+def estimate_s(
+    todo: list[Todo], states: list[CellState], machine: Machine, archs: dict[str, Any], base: Path | None = None
+) -> float:
+    """A rough guess of the whole invocation's seconds; ``base``: the experiment file's folder."""
     past = {s.cell.cell_id: s.complete for s in states}
     starts = len({t.cell.engine_key for t in todo if t.cell.spec.engine.kind in ("vllm", "vllm_server")})
-    runs = sum(rough_run_s(t.cell, machine, archs.get(t.cell.spec.model), past[t.cell.cell_id]) for t in todo)
+    runs = sum(rough_run_s(t.cell, machine, archs.get(t.cell.spec.model), past[t.cell.cell_id], base) for t in todo)
     return starts * ENGINE_START_S[machine.kind] + runs
 
 
@@ -188,12 +190,12 @@ class LocalRunner:
         }
 
     def _announce(self, cells: list[Cell], states: list[CellState], todo: list[Todo], skipped: dict[str, str]) -> None:
-        total = len(cells) * self.experiment.repeats
+        total, base = len(cells) * self.experiment.repeats, self.loaded.path.parent
         self._estimates = {
-            s.cell.cell_id: rough_run_s(s.cell, self.machine, self.archs.get(s.cell.spec.model), s.complete)
+            s.cell.cell_id: rough_run_s(s.cell, self.machine, self.archs.get(s.cell.spec.model), s.complete, base)
             for s in states
         }
-        about = estimate_s(todo, states, self.machine, self.archs) if todo else None
+        about = estimate_s(todo, states, self.machine, self.archs, base) if todo else None
         self.display.show(events.Plan(self.experiment.name, len(cells), total, total - len(todo), len(skipped), about))
         for reason in sorted(set(skipped.values())):
             n = sum(r == reason for r in skipped.values())

@@ -13,7 +13,8 @@ from bench.config.experiment import CellSpec
 from bench.config.loading import load
 from bench.config.sweep import make_cell
 from bench.errors import BadInput
-from bench.runner.feasible import Machine, check_engine_args, rough_run_s, why_not
+from bench.runner.feasible import Machine, check_engine_args, why_not
+from bench.runner.run_time import rough_run_s
 
 
 def machine(num_gpus: int, gpu: str | None = None, cores: int = 8, vllm: bool = True) -> Machine:
@@ -113,3 +114,31 @@ def test_the_estimate_grows_with_the_work() -> None:
     arch, m = load_model("llama-3.1-8b"), machine(1, "H100-SXM")
     assert 0 < rough_run_s(cell(1, 100), m, arch) < rough_run_s(cell(1, 1000), m, arch)
     assert rough_run_s(cell(8, 100), m, arch) < rough_run_s(cell(256, 100), m, arch)
+
+
+def timed(load: dict[str, Any], **more: Any) -> Any:
+    spec = {"model": "tiny-llama", "engine": {"kind": "vllm"}, "load": load, "workload": {"isl": 16, "osl": 4}, **more}
+    return make_cell({}, CellSpec.model_validate(spec))
+
+
+def test_arrivals_decide_how_long_an_open_loop_takes() -> None:
+    m, arch = machine(0), load_model("tiny-llama")
+    load = {"kind": "open_loop", "rate_per_s": 2}
+    by_count = rough_run_s(timed(load, stop={"min_requests": 100}), m, arch)
+    by_time = rough_run_s(timed(load, stop={"min_duration_s": 50}), m, arch)
+    assert by_count == pytest.approx(50, rel=0.1) and by_time == pytest.approx(50, rel=0.1)
+
+
+def test_a_trace_takes_as_long_as_it_says(tmp_path: Path) -> None:
+    rows = [f'{{"timestamp": {t * 1000}, "input_length": 16, "output_length": 4}}' for t in range(61)]
+    (tmp_path / "day.jsonl").write_text("\n".join(rows) + "\n")
+    m, arch = machine(0), load_model("tiny-llama")
+    load = {"kind": "trace", "path": "day.jsonl"}
+    whole = rough_run_s(timed(load), m, arch, base=tmp_path)
+    assert whole == pytest.approx(60, rel=0.1)
+    assert rough_run_s(timed({**load, "time_scale": 0.5}), m, arch, base=tmp_path) == pytest.approx(30, rel=0.15)
+    assert rough_run_s(timed(load, stop={"max_requests": 11}), m, arch, base=tmp_path) == pytest.approx(10, rel=0.35)
+    assert rough_run_s(timed(load, stop={"max_duration_s": 5}), m, arch, base=tmp_path) < 10
+    (tmp_path / "noon.jsonl").write_text("\n".join([*rows, '{"timestamp": "noon"}']) + "\n")
+    with pytest.raises(BadInput, match=r"noon\.jsonl:62"):
+        rough_run_s(timed({**load, "path": str(tmp_path / "noon.jsonl")}), m, arch)
