@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.evidence_parts import Programme
 from scripts.evidence_results import experiments
+from scripts.evidence_state import Evidence, PartFailed
 
 PIECE_BYTES = 16 * 2**20
 ARCHIVE = "evidence.tar.xz"
@@ -90,22 +89,29 @@ def files_to_archive(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def publish_folder(folder: Path, target: Path, plan: Programme, state: dict[str, Any]) -> None:
+def publish_folder(evidence: Evidence, target: Path) -> None:
     """Write ``target``: README.md, doctor and kernels, one folder per report, profile and errors, and the archive."""
+    from scripts.evidence_readme import readme
+
+    folder = evidence.folder
     target.mkdir(parents=True, exist_ok=True)
     for name in ("doctor.json", "profile.json", "sampler-cost.json", "prediction-errors.json"):
         if (folder / name).exists():
             shutil.copyfile(folder / name, target / name)
-    if (folder / "kernels").exists():
-        _copy(folder / "kernels", target / "kernels", ("summary.json", "table.txt", "kernels.png", "kernels.svg"))
+    if evidence.kernels:
+        _copy(evidence.kernels, target / "kernels", ("summary.json", "table.txt", "kernels.png", "kernels.svg"))
     reports = []
-    for report in (folder / "results" / "runs" / name / "report" for name in experiments(folder / "results")):
+    for report in (evidence.results / "runs" / name / "report" for name in experiments(evidence.results)):
         if not report.exists():
             continue
         shutil.copytree(report, target / report.parent.name, dirs_exist_ok=True)
         reports.append(report.parent.name)
     pieces = write_archive(folder, list(files_to_archive(folder)), target / "archive")
-    (target / "README.md").write_text(readme(folder, plan, state, reports, pieces))
+    (target / "README.md").write_text(readme(evidence, reports, [p.name for p in pieces]))
+    large = [p for p in target.rglob("*") if p.is_file() and p.stat().st_size > PIECE_BYTES]
+    if large:
+        names = ", ".join(str(p.relative_to(target)) for p in large)
+        raise PartFailed(f"larger than {PIECE_BYTES // 2**20} MiB, which no forge takes: {names}")
 
 
 def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
@@ -113,59 +119,3 @@ def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
     for name in names:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
-
-
-def readme(folder: Path, plan: Programme, state: dict[str, Any], reports: list[str], pieces: list[Path]) -> str:
-    """What was measured, on what, when, and what is missing."""
-    kernels = (
-        json.loads((folder / "kernels" / "summary.json").read_text())
-        if (folder / "kernels" / "summary.json").exists()
-        else {}
-    )
-    device = kernels.get("device", {})
-    software = ", ".join(f"{k} {v}" for k, v in (kernels.get("software") or {}).items() if v is not None)
-    lines = [f"# Evidence from {device.get('name', 'an unknown device')}", ""]
-    if plan.name == "rehearsal":
-        lines += [
-            "**A rehearsal on a CPU with a tiny model: it shows that the programme runs. No figure in it means anything.**",
-            "",
-        ]
-    lines += [
-        f"Started {state['started_utc']}; {software}.",
-        "",
-        "Weights are random (`weights: dummy`): the speed of a dense model does not depend on them. That does not hold for the "
-        "routing of experts or the acceptance of speculative tokens, and nothing here measures those.",
-        "",
-        "| Part | Status | GPU time | |",
-        "|---|---|---|---|",
-    ]
-    for part in plan.parts:
-        entry = state["parts"].get(part.name, {})
-        status = entry.get("status", "running now" if part.name == "publish" else "missing")
-        lines.append(
-            f"| {part.name} | {status} | {entry.get('gpu_used_s', 0):.0f} s | {entry.get('reason') or part.what} |"
-        )
-    lines += ["", "- `kernels/`: [table](kernels/table.txt), [picture](kernels/kernels.png)"]
-    lines += [f"- [{name}]({name}/report.md)" for name in reports]
-    if (folder / "sampler-cost.json").exists():
-        cost = json.loads((folder / "sampler-cost.json").read_text())
-        lines.append(
-            f"- What telemetry costs: {cost['ratio']['value']:.4f} of the throughput without it ({cost['verdict']})"
-        )
-    if (folder / "prediction-errors.json").exists():
-        errors = json.loads((folder / "prediction-errors.json").read_text())
-        for source, graded in errors["sources"].items():
-            texts = [
-                f"{n} {100 * e['median_absolute_error_ratio']:.1f} % ({e['num_cells']} cells)"
-                for n, e in graded["summary"].items()
-            ]
-            lines.append(
-                f"- Median error of predictions from {source}, cells not learned from: {', '.join(texts) or 'none graded'}"
-            )
-    names = ", ".join(p.name for p in pieces)
-    lines += [
-        "",
-        f"Raw records: `archive/` ({names}); unpack with `cat {ARCHIVE}.* | tar xJ`, check with `sha256sum -c SHA256SUMS`.",
-        "",
-    ]
-    return "\n".join(lines)

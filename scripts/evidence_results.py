@@ -25,6 +25,11 @@ def hardware_of(kernels: Path) -> str | None:
     return nominal.get("hardware") or ("cpu" if summary["device"]["kind"] == "cpu" else None)
 
 
+def is_complete(summary: Path) -> bool:
+    """Whether a summary of ``bench kernels`` is of a run that was not interrupted."""
+    return _read(summary).get("status") == "complete"
+
+
 def experiments(results: Path) -> list[str]:
     """Names of the experiments that have at least one complete run."""
     folders = sorted((results / "runs").glob("*"))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from bench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from scripts import evidence_results as measured
 from scripts.evidence_parts import Part, Programme
 
@@ -36,6 +40,16 @@ class PartFailed(Exception):
     """A part cannot be completed; the text says why and stands in the state file."""
 
 
+class OutOfTime(Exception):
+    """This call's time (``--stop-after``) is over; what was measured is kept, and the next call continues."""
+
+
+def refuse(text: str) -> NoReturn:
+    """End with one line for the user and the exit code of bad input."""
+    print(text, file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
 @dataclass(slots=True)
 class Evidence:
     """One programme in one folder, with its state on disk."""
@@ -43,6 +57,9 @@ class Evidence:
     plan: Programme
     folder: Path
     budget_s: float
+    stop_at: float = (
+        math.inf
+    )  # time.monotonic() at which whatever runs is interrupted, to be continued by the next call
     state: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,7 +67,7 @@ class Evidence:
         if file.exists():
             self.state = json.loads(file.read_text())
             if self.state.get("programme") != self.plan.name:
-                sys.exit(f"{self.folder} holds the programme {self.state.get('programme')}; give another --out")
+                refuse(f"{self.folder} holds the programme {self.state.get('programme')}; give another --out")
         else:
             self.state = {
                 "schema_version": SCHEMA_VERSION,
@@ -88,6 +105,12 @@ class Evidence:
         return self.folder / "results"
 
     @property
+    def kernels(self) -> Path | None:
+        """The newest complete result of ``bench kernels``; where a report of these results looks for it."""
+        found = [p.parent for p in self.results.glob("kernels/*/*/summary.json") if measured.is_complete(p)]
+        return max(found, key=lambda p: p.name, default=None)
+
+    @property
     def gpu_used_s(self) -> float:
         """GPU time of all parts so far, failed tries included."""
         return sum(p.get("gpu_used_s", 0.0) for p in self.state["parts"].values())
@@ -95,14 +118,15 @@ class Evidence:
     @property
     def gpu(self) -> str | None:
         """The catalogue's name of the device, once the kernels have been measured; None when it is not in there."""
-        return measured.hardware_of(self.folder / "kernels")
+        return measured.hardware_of(self.kernels) if self.kernels else None
 
 
 def bench(evidence: Evidence, name: str, argv: list[str], limit_s: float, output: Path | None = None) -> int:
     """``bench ARGV`` in a process group of its own, its output in logs/NAME.log (stdout in ``output`` if given).
 
     Past its limit it gets an interrupt, which ends engines cleanly, and is killed half a minute later. Raises PartFailed
-    then; a user's interrupt is passed on the same way.
+    then, OutOfTime at the end of this call's time, and KeyboardInterrupt when the command says that it was interrupted; a
+    user's interrupt is passed on the same way. Should this process be killed, the kernel interrupts the command.
     """
     logs = evidence.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -122,13 +146,32 @@ def bench(evidence: Evidence, name: str, argv: list[str], limit_s: float, output
             stderr=log,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=_as_child_of(os.getpid()),
         )
+        left_s = evidence.stop_at - time.monotonic()
         try:
-            return process.wait(limit_s)
+            code = process.wait(max(0.0, min(limit_s, left_s)))
         except subprocess.TimeoutExpired:
+            if left_s < limit_s:
+                raise OutOfTime from None
             raise PartFailed(f"not finished after {limit_s:.0f} s; the same command continues it") from None
         finally:
             _end(process)
+    if code == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    return code
+
+
+def _as_child_of(parent: int) -> Callable[[], None]:
+    """What a command does before it starts: hear interrupts, whatever started us, and be interrupted when we are killed."""
+    from bench.engines.processes import signal_on_parent_death
+
+    def before_exec() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it
+        if sys.platform.startswith("linux"):
+            signal_on_parent_death(signal.SIGINT, parent)
+
+    return before_exec
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -136,5 +179,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, sign)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: kill it now
                 process.wait(wait_s)

@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,15 +25,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.errors import EXIT_INTERRUPTED  # noqa: E402
 from scripts import evidence_results as measured  # noqa: E402
 from scripts.evidence_parts import Part, programme  # noqa: E402
-from scripts.evidence_state import STATE, Evidence, PartFailed, bench, utc  # noqa: E402
+from scripts.evidence_state import STATE, Evidence, OutOfTime, PartFailed, bench, refuse, utc  # noqa: E402
+
+INTERRUPTED, OUT_OF_TIME = "interrupted", "the time of this call is over"
 
 # ---- running parts ---------------------------------------------------------------------------------------------------
 
 
 def run_all(evidence: Evidence, only: tuple[str, ...], redo: tuple[str, ...]) -> int:
-    """Run what is missing; returns 0 when nothing is left, 1 when something failed or is left, 130 on an interrupt."""
+    """Run what is missing; returns 0 when nothing is left, 1 when something failed or is left, 130 on an interrupt.
+
+    An interrupt and the end of this call's time leave the running part where it is; the next call continues there.
+    """
     spent_s = 0.0
     for part in evidence.plan.parts:
         if (only and part.name not in only) or (evidence.is_done(part) and part.name not in redo):
@@ -47,19 +54,21 @@ def run_all(evidence: Evidence, only: tuple[str, ...], redo: tuple[str, ...]) ->
                 flush=True,
             )
             continue
-        took_s, interrupted = run_part(evidence, part)
+        took_s, stopped = run_part(evidence, part)
         spent_s += took_s if part.gpu_s else 0.0
-        if interrupted:
-            print("interrupted; the same command continues here", flush=True)
-            return 130
+        if stopped:
+            print(f"{stopped}; the same command continues here", flush=True)
+            if stopped == INTERRUPTED:
+                return EXIT_INTERRUPTED
+            break
     return report_state(evidence)
 
 
-def run_part(evidence: Evidence, part: Part) -> tuple[float, bool]:
-    """Run one part and note how it ended; (seconds, interrupted)."""
+def run_part(evidence: Evidence, part: Part) -> tuple[float, str | None]:
+    """Run one part and note how it ended; (seconds, why it was broken off, or None)."""
     print(f"[{part.name}] {part.what}", flush=True)
     begin = time.monotonic()
-    status, reason, interrupted = "complete", None, False
+    status, reason, stopped = "complete", None, None
     try:
         if part.kind == "bench":
             argv = [a.format(results=evidence.results, out=evidence.folder) for a in part.argv]
@@ -70,7 +79,9 @@ def run_part(evidence: Evidence, part: Part) -> tuple[float, bool]:
     except PartFailed as error:
         status, reason = "failed", str(error)
     except KeyboardInterrupt:
-        status, reason, interrupted = "failed", "interrupted", True
+        status, reason, stopped = "failed", INTERRUPTED, INTERRUPTED
+    except OutOfTime:
+        status, reason, stopped = "failed", OUT_OF_TIME, OUT_OF_TIME
     took_s = time.monotonic() - begin
     before = evidence.state["parts"].get(part.name, {}).get("gpu_used_s", 0.0)
     evidence.state["parts"][part.name] = {
@@ -83,13 +94,11 @@ def run_part(evidence: Evidence, part: Part) -> tuple[float, bool]:
     }
     evidence.save()
     print(f"[{part.name}] {status} after {took_s:.0f} s" + (f": {reason}" if reason else ""), flush=True)
-    return took_s, interrupted
+    return took_s, stopped
 
 
 def _status_of(code: int, part: Part, evidence: Evidence) -> tuple[str, str | None]:
     """What an exit code of ``bench`` means for a part."""
-    if code == 130:
-        raise KeyboardInterrupt
     if code == 0:
         experiment = part.argv[1] if part.argv[0] == "run" else ""
         if experiment and not measured.complete_runs(evidence.results, Path(experiment).stem):
@@ -111,16 +120,12 @@ def doctor(evidence: Evidence, part: Part) -> None:
 
 
 def kernels(evidence: Evidence, part: Part) -> None:
-    """The kernel suite into kernels/; an incomplete earlier try is set aside."""
-    folder = evidence.folder / "kernels"
-    if folder.exists():
-        folder.rename(evidence.folder / f"kernels-incomplete-{_stamp()}")
+    """The kernel suite, into the folder where the reports of these results look for it. An incomplete try stays beside it."""
+    folder = evidence.results / "kernels" / re.sub(r"-\d{4}-\d\d-\d\d$", "", evidence.folder.name) / _stamp()
     suite = ["--config", evidence.plan.suite] + (["--device", "cpu"] if evidence.plan.name == "rehearsal" else [])
     code = bench(evidence, part.name, ["kernels", *suite, "--out", str(folder)], part.limit_s)
-    if code == 130:
-        raise KeyboardInterrupt
-    if not (folder / "summary.json").exists():
-        raise PartFailed(f"bench kernels ended with {code} and wrote no summary; see logs/kernels.log")
+    if evidence.kernels != folder:
+        raise PartFailed(f"bench kernels ended with {code} and wrote no complete summary; see logs/kernels.log")
 
 
 def open_loop(evidence: Evidence, part: Part) -> None:
@@ -134,8 +139,6 @@ def open_loop(evidence: Evidence, part: Part) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(measured.open_loop_yaml(source.read_text(), rate, (0.5, 0.8)))
     code = bench(evidence, part.name, ["run", str(target), "--results", str(evidence.results), "--plain"], part.limit_s)
-    if code == 130:
-        raise KeyboardInterrupt
     if code not in (0, 1) or not measured.complete_runs(evidence.results, target.stem):
         raise PartFailed(f"bench run ended with {code}; see logs/open.log")
 
@@ -167,7 +170,7 @@ def predict(evidence: Evidence, part: Part) -> None:
         raise PartFailed("this device is not in configs/hardware: nothing to predict from; add a file there")
     sources: dict[str, list[str]] = {
         "data-sheet": [],
-        "kernels": ["--kernels", str(evidence.folder / "kernels")],
+        "kernels": ["--kernels", str(evidence.kernels)],
         "calibrated": ["--profile", str(evidence.folder / "profile.json")],
     }
     errors: dict[str, Any] = {"learned_from": {evidence.plan.offline[0]: evidence.plan.learn_only}, "sources": {}}
@@ -180,10 +183,10 @@ def predict(evidence: Evidence, part: Part) -> None:
         for name, where in names.items():
             if not measured.complete_runs(evidence.results, name):
                 continue
-            argv = ["predict", where, "--gpu", evidence.gpu, "--repeats", "1", "--results", str(folder), *options]
+            argv = ["predict", where, "--gpu", evidence.gpu, "--results", str(folder), *options]
+            if source != "calibrated":  # these lie beside the measured runs in the reports, so they have as many
+                argv += ["--repeats", "1"]
             code = bench(evidence, part.name, argv, part.limit_s)
-            if code == 130:
-                raise KeyboardInterrupt
             # 1: every cell was refused, for a reason that the log gives
             rows += (
                 measured.prediction_errors(evidence.results, folder, name, evidence.learned(name)) if code == 0 else []
@@ -213,7 +216,7 @@ def publish(evidence: Evidence, part: Part) -> None:
         target = evidence.folder / "published"  # figures that mean nothing stay out of results/published
     else:
         target = ROOT / "results" / "published" / evidence.folder.name
-    publish_folder(evidence.folder, target, evidence.plan, evidence.state)
+    publish_folder(evidence, target)
     print(f"[publish] {target}", flush=True)
 
 
@@ -237,7 +240,8 @@ def dry_run(evidence: Evidence) -> int:
     plan = evidence.plan
     print(f"programme {plan.name}, results in {evidence.folder}")
     for part in plan.parts:
-        command = "bench " + " ".join(part.argv).format(results="RESULTS") if part.kind == "bench" else part.shows
+        text = "bench " + " ".join(part.argv) if part.kind == "bench" else part.shows
+        command = text.format(results="RESULTS", out="FOLDER")
         held = f"{part.gpu_s / 60:4.1f} min GPU" if part.gpu_s else "       no GPU"
         print(f"  {part.name:13} {evidence.status(part.name):9} {held}  {part.what}")
         print(f"  {'':13} {command}")
@@ -281,15 +285,25 @@ def default_folder(rehearsal: bool) -> Path:
 def _gpu_slug() -> str:
     try:
         import pynvml
-
+    except ImportError:
+        refuse("nvidia-ml-py is not installed: make setup, or pip install nvidia-ml-py")
+    try:
         pynvml.nvmlInit()
         name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
-    except Exception:
-        sys.exit(
-            "no NVIDIA GPU answers here (nvidia-smi); `--rehearse` runs the programme on this CPU with a tiny model"
-        )
+    except pynvml.NVMLError:
+        refuse("no NVIDIA GPU answers here (nvidia-smi); `--rehearse` runs the programme on this CPU with a tiny model")
     text = name if isinstance(name, str) else name.decode()
     return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("nvidia", "")).strip("-")
+
+
+def _interrupt_on_signals() -> None:
+    """Let a hang-up, a `kill` and `timeout` end us as Ctrl-C does: with what runs ended cleanly and the state written."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, interrupt)
 
 
 def _write_json(path: Path, data: Any) -> None:
@@ -306,6 +320,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU with a tiny model; its figures mean nothing")
     parser.add_argument("--minutes", type=float, default=25.0, help="GPU time for this call (default 25)")
+    parser.add_argument(
+        "--stop-after", type=float, metavar="MINUTES", help="end cleanly after this time; the same command continues"
+    )
     parser.add_argument("--out", type=Path, help="folder (default results/evidence/<gpu>-<date>)")
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="only this part (repeatable)")
     parser.add_argument("--redo", action="append", default=[], metavar="PART", help="this part again although complete")
@@ -322,6 +339,9 @@ def main(argv: list[str] | None = None) -> int:
     evidence = Evidence(plan, args.out or default_folder(args.rehearse), args.minutes * 60)
     if args.dry_run:
         return dry_run(evidence)
+    if args.stop_after is not None:
+        evidence.stop_at = time.monotonic() + args.stop_after * 60
+    _interrupt_on_signals()
     return run_all(evidence, tuple(args.only), tuple(args.redo))
 
 

@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 import lzma
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -138,10 +140,11 @@ def test_a_part_that_does_not_fit_into_the_time_waits(tmp_path, calls, capsys):
     assert calls == ["a", "c"] and "left for the next call" in capsys.readouterr().out
 
 
-def test_another_programmes_folder_is_refused(tmp_path, calls):
+def test_another_programmes_folder_is_refused(tmp_path, calls, capsys):
     gpu_evidence.run_all(_evidence(tmp_path, (_part("a"),)), (), ())
-    with pytest.raises(SystemExit, match="holds the programme rehearsal"):
+    with pytest.raises(SystemExit, match="2"):
         gpu_evidence.Evidence(programme(False), tmp_path, 1.0)
+    assert "holds the programme rehearsal" in capsys.readouterr().err
 
 
 def test_a_command_past_its_limit_is_ended(tmp_path, monkeypatch):
@@ -151,6 +154,90 @@ def test_a_command_past_its_limit_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda command, **kwargs: real(slow, **kwargs))
     with pytest.raises(gpu_evidence.PartFailed, match="not finished after"):
         gpu_evidence.bench(evidence, "slow", ["doctor"], 0.5)
+
+
+def test_the_end_of_the_calls_time_breaks_off_and_the_next_call_goes_on_there(tmp_path, calls, monkeypatch, capsys):
+    def over(evidence, part):
+        raise gpu_evidence.OutOfTime
+
+    first = gpu_evidence.CALLS["b"]
+    monkeypatch.setitem(gpu_evidence.CALLS, "b", over)
+    parts = (_part("a"), _part("b"), _part("c"))
+    assert gpu_evidence.run_all(_evidence(tmp_path, parts), (), ()) == 1
+    assert (
+        calls == ["a"] and "the time of this call is over; the same command continues here" in capsys.readouterr().out
+    )
+    monkeypatch.setitem(gpu_evidence.CALLS, "b", first)
+    assert gpu_evidence.run_all(_evidence(tmp_path, parts), (), ()) == 0
+    assert calls == ["a", "b", "c"]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """`bench` stands for whatever Python the test says."""
+    real = subprocess.Popen
+
+    def say(code: str) -> None:
+        monkeypatch.setattr(subprocess, "Popen", lambda command, **kw: real([sys.executable, "-c", code], **kw))
+
+    return say
+
+
+def test_a_command_past_the_end_of_the_calls_time_is_interrupted(tmp_path, commands):
+    evidence = _evidence(tmp_path, ())
+    evidence.stop_at = time.monotonic() + 0.5
+    commands("import time; time.sleep(60)")
+    with pytest.raises(gpu_evidence.OutOfTime):
+        gpu_evidence.bench(evidence, "slow", ["doctor"], 30)
+
+
+def test_a_command_that_was_interrupted_interrupts_the_programme(tmp_path, commands):
+    commands("raise SystemExit(130)")
+    with pytest.raises(KeyboardInterrupt):
+        gpu_evidence.bench(_evidence(tmp_path, ()), "slow", ["doctor"], 30)
+
+
+PROGRAMME = """
+import signal, subprocess, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+from scripts import evidence_state, gpu_evidence
+from scripts.evidence_parts import Part, Programme
+code = ("import os, pathlib, time\\n"
+        "pathlib.Path('FOLDER/pid').write_text(str(os.getpid()))\\n"
+        "try:\\n    time.sleep(60)\\n"
+        "except KeyboardInterrupt:\\n    pathlib.Path('FOLDER/ended').write_text('cleanly')").replace("FOLDER", str(folder))
+real = subprocess.Popen
+evidence_state.subprocess.Popen = lambda command, **kw: real([sys.executable, "-c", code], **kw)
+part = Part("doctor", "test", "call", ("doctor",), 0, 50)
+evidence = gpu_evidence.Evidence(Programme("rehearsal", "tiny", ("e",), "s", "on", "off", {}, (part,)), folder, 1.0)
+gpu_evidence._interrupt_on_signals()
+sys.exit(gpu_evidence.run_all(evidence, (), ()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal on a parent's death is Linux's")
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_the_programme_ends_the_command_cleanly(tmp_path, sign):
+    """Started as a shell starts a background job, deaf to interrupts, which is what `nohup` and CI do."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAMME, str(tmp_path)],
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    _wait_for(tmp_path / "pid")
+    process.send_signal(sign)
+    assert process.wait(30) == (130 if sign != signal.SIGKILL else -signal.SIGKILL)
+    _wait_for(tmp_path / "ended")
+    if sign != signal.SIGKILL:
+        assert json.loads((tmp_path / "state.json").read_text())["parts"]["doctor"]["reason"] == "interrupted"
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
 
 
 # ---- reading results -------------------------------------------------------------------------------------------------
@@ -258,9 +345,10 @@ def test_archives_stay_below_the_limit_and_unpack_to_the_same_bytes(tmp_path):
 
 def test_a_rehearsal_says_so_in_its_readme(tmp_path):
     plan = programme(True)
-    state = {"started_utc": "2026-11-24T06:00:00Z", "parts": {"kernels": {"status": "complete", "gpu_used_s": 0}}}
+    evidence = gpu_evidence.Evidence(plan, tmp_path / "e", 1.0)
+    evidence.state["parts"]["kernels"] = {"status": "complete", "gpu_used_s": 0}
     target = tmp_path / "published"
-    evidence_publish.publish_folder(tmp_path, target, plan, state)
+    evidence_publish.publish_folder(evidence, target)
     text = (target / "README.md").read_text()
     assert "A rehearsal on a CPU" in text and "No figure in it means anything" in text
     assert (target / "archive" / "SHA256SUMS").exists()
