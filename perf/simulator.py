@@ -4,8 +4,9 @@
 
 1. Requests per wall second: batches of 1,000 requests, 1,024/1,024 drawn from 80-100 %, concurrency 256, Llama 3.1 8B on an
    H100; arrays prepared and steps simulated, with and without prefix caching. Target 20,000; Vidur reaches 70 to 180.
-2. Growth: 4,000 to 32,000 requests in the same closed loop; time per step should stay the same. (Shorter runs are cheaper per
-   step: the first wave is in step, so that long stretches are fast-forwarded.)
+2. Growth: 4,000 to 32,000 requests in the same closed loop. In the first wave requests start and end together, so a short run
+   has fewer steps with prompt work (which cost most) and is cheaper per step. What must not grow is the cost of each *further*
+   step: the time that twice the requests add, over the steps that they add.
 3. A search over 1,000 configurations or more. Target 60 s.
 Also: the readable Python loop on the same input, and the time to load the compiled code from disk in a fresh process.
 """
@@ -66,14 +67,23 @@ def batch_rate(caching: bool, repeats: int) -> dict[str, Any]:
 
 
 def growth(repeats: int) -> list[dict[str, float]]:
-    """Wall time against the number of steps."""
+    """Wall time against the number of steps, in all and of those that each doubling of the requests adds."""
     fleet = engine(True).fleet()
-    rows = []
+    rows: list[dict[str, float]] = []
     for count in (4_000, 8_000, 16_000, 32_000):
         inputs = prepare(build.closed_loop(requests_of(count, 1024, 1024), 256), fleet)
-        best = min(_timed(lambda x=inputs: compiled.simulate(x)) for _ in range(repeats))  # type: ignore[misc]
-        steps = len(compiled.simulate(inputs).steps["end_s"])
-        rows.append({"requests": count, "steps": steps, "wall_s": best, "us_per_step": best / steps * 1e6})
+        wall_s = min(_timed(lambda x=inputs: compiled.simulate(x)) for _ in range(repeats))  # type: ignore[misc]
+        taken = compiled.simulate(inputs).steps
+        steps, with_prompts = len(taken["end_s"]), int((taken["prefill_requests"] > 0).sum())
+        before = rows[-1] if rows else {"wall_s": 0.0, "steps": 0, "with_prompts": 0}
+        added = steps - before["steps"]
+        rows.append(
+            {
+                "requests": count, "steps": steps, "with_prompts": with_prompts, "wall_s": wall_s,
+                "us_per_step": wall_s / steps * 1e6, "us_per_added_step": (wall_s - before["wall_s"]) / added * 1e6,
+                "added_with_prompts_ratio": (with_prompts - before["with_prompts"]) / added,
+            }
+        )  # fmt: skip
     return rows
 
 
@@ -136,7 +146,8 @@ def main() -> int:
         )
     for row in results["growth"]:
         print(
-            f"{row['requests']:>6,} requests {row['steps']:>7,} steps {row['wall_s']:.3f} s {row['us_per_step']:.1f} us/step"
+            f"{row['requests']:>6,} requests {row['steps']:>7,} steps {row['wall_s']:.3f} s {row['us_per_step']:.1f} us/step; "
+            f"steps added {row['us_per_added_step']:.1f} us each, {row['added_with_prompts_ratio']:.0%} of them with prompt work"
         )
     python = results["python"]
     print(f"200 requests: readable {python['readable_s']:.2f} s, compiled {python['compiled_s']:.3f} s")

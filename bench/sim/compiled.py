@@ -1,8 +1,6 @@
 """The simulation compiled by numba: :func:`simulate` gives exactly what ``bench.sim.loop.simulate`` gives, faster.
 
-The kernel files (``compiled_kv``, ``compiled_scheduler``, ``compiled_light``,
-``compiled_loop``, ``step_time_kernel``) are ordinary modules of
-pure functions. A second copy of each is loaded here and compiled, so the very same source also runs as plain Python.
+The kernel files (the other ``compiled_*`` and ``step_time_kernel``) are ordinary modules of pure functions. A second copy of each is loaded here and compiled, so the very same source also runs as plain Python.
 Machine code is kept on disk under a folder named by a hash of those sources and of numba's version: numba itself only
 notices a change in the file of the outermost function.
 """
@@ -24,19 +22,24 @@ from typing import Any
 import numpy as np
 
 from bench.errors import BadInput
+from bench.sim import compiled_client as client
 from bench.sim import compiled_kv as kv
 from bench.sim import compiled_light as light
 from bench.sim import compiled_loop as loop
+from bench.sim import compiled_router as router
 from bench.sim.compiled_kv import State
 from bench.sim.inputs import STEP_COLUMNS, Replica, SimInputs, SimResult
+from bench.sim.loop import MOST_FRUITLESS_PREEMPTIONS, no_progress
 
 _HERE = Path(__file__).parent
-_KERNELS = ("compiled_kv", "compiled_scheduler", "compiled_light", "compiled_loop")
-_ROLES = {"both": loop.ROLE_BOTH, "prefill": loop.ROLE_PREFILL, "decode": loop.ROLE_DECODE}
+_KERNELS = (
+    "compiled_kv", "compiled_scheduler", "compiled_light", "compiled_client", "compiled_router", "compiled_loop",
+)  # fmt: skip
+_ROLES = {"both": router.ROLE_BOTH, "prefill": router.ROLE_PREFILL, "decode": router.ROLE_DECODE}
 _ROUTING = {
-    "round_robin": loop.ROUND_ROBIN,
-    "least_loaded": loop.LEAST_LOADED,
-    "prefix_aware": loop.PREFIX_AWARE,
+    "round_robin": router.ROUND_ROBIN,
+    "least_loaded": router.LEAST_LOADED,
+    "prefix_aware": router.PREFIX_AWARE,
 }
 _MAX_PREFIX_AWARE = 62  # replicas are bits of an int64
 STEP_TIME_FILE = _HERE / "step_time_kernel.py"
@@ -50,15 +53,25 @@ def simulate(inputs: SimInputs, step_time_file: Path = STEP_TIME_FILE) -> SimRes
     """
     s = _arrays(inputs)
     table, num_steps, now = compiled_run(step_time_file)(s)
+    if s.state[client.STALLED]:
+        raise no_progress()
     offsets = np.zeros(inputs.num_requests + 1, dtype=np.int64)
     np.cumsum(inputs.max_tokens, out=offsets[1:])
     time, req = s.time.T.copy(), s.req.T.copy()
+    if inputs.record_tokens:
+        _blank_what_never_came(s.token_s, offsets, req[kv.OUTPUTS])
     return SimResult(
-        time[loop.SENT], time[loop.DUE_ABS], time[loop.QUEUED], time[loop.SCHEDULED], time[loop.FIRST], time[loop.LAST],
+        time[client.SENT], time[client.DUE_ABS], time[client.QUEUED], time[client.SCHEDULED], time[client.FIRST], time[client.LAST],
         req[kv.ENDED], req[kv.OUTPUTS], req[kv.HITS], req[kv.PREEMPTIONS], req[kv.REPLICA],
-        s.completed[: s.state[loop.NUM_COMPLETED]].copy(), _step_columns(table[:num_steps]), offsets, s.token_s,
-        min(float(now), float(s.param[loop.DEADLINE])),
+        s.completed[: s.state[client.NUM_COMPLETED]].copy(), _step_columns(table[:num_steps]), offsets, s.token_s,
+        min(float(now), float(s.param[client.DEADLINE])),
     )  # fmt: skip
+
+
+def _blank_what_never_came(token_s: np.ndarray, offsets: np.ndarray, num_outputs: np.ndarray) -> None:
+    """Times of tokens that were not put out are nan. They are few; filling all beforehand costs as much as the steps."""
+    for i in np.flatnonzero(num_outputs < np.diff(offsets)).tolist():
+        token_s[offsets[i] + num_outputs[i] : offsets[i + 1]] = np.nan
 
 
 def _step_columns(table: np.ndarray) -> dict[str, np.ndarray]:
@@ -161,13 +174,13 @@ def _arrays(x: SimInputs) -> State:
     widest = max(min(r.config.max_running, n) for r in replicas) + 1
     req, table_size = _requests(x, caching)
     rep, num_blocks = _replicas(x, caching)
-    clock = np.zeros((num, 1 + stages + depth))
+    clock = np.zeros((num, 2 + stages + depth))
     clock[:, loop.NEXT_S] = np.inf
     coefficients = np.zeros((num, max(len(r.coefficients) for r in replicas)))
     for i, r in enumerate(replicas):
         coefficients[i, : len(r.coefficients)] = r.coefficients
-    time = np.full((n, loop.NUM_TIME), np.nan)
-    time[:, loop.THINK], time[:, loop.DUE] = x.think_s, x.due_s
+    time = np.full((n, client.NUM_TIME), np.nan)
+    time[:, client.THINK], time[:, client.DUE] = x.think_s, x.due_s
     num_events = n + len(x.limit) + 2
     numbers = max(x.num_block_numbers, 1)
     aware = x.fleet.routing == "prefix_aware"
@@ -179,7 +192,7 @@ def _arrays(x: SimInputs) -> State:
         same=np.full((num, numbers, 2), -1, dtype=np.int64), table=_zeros(table_size + 1), numbers=x.block_numbers,
         state=_state(x), param=_param(x), load=np.zeros(8), limit=np.column_stack([x.limit_t_s, x.limit.astype(float)]),
         event_t=np.zeros(num_events), event=_zeros(num_events, 3), ring=_zeros(2, n + 1), members=_members(x),
-        completed=_zeros(n), token_s=np.full(int(x.max_tokens.sum()) if x.record_tokens else 0, np.nan),
+        completed=_zeros(n), token_s=np.empty(int(x.max_tokens.sum()) if x.record_tokens else 0),
         seen=_zeros(2, numbers if aware else 1), light_head=_zeros(num, largest_block), light_next=_zeros(num, widest),
         light_t=np.zeros((num, light.MOST_STEPS + 2)),
     )  # fmt: skip
@@ -220,6 +233,7 @@ def _replicas(x: SimInputs, caching: bool) -> tuple[np.ndarray, int]:
             kv.STAGES: c.pipeline_parallel_size, kv.V2_RUNNER: c.use_v2_model_runner, kv.DEPTH: c.max_concurrent_batches,
             kv.ROLE: _ROLES[replica.role], kv.BLOCK_SIZE: c.block_size, kv.CACHING: c.enable_prefix_caching,
             kv.WATERMARK: int(c.watermark * c.num_blocks), kv.BASE: total, kv.NUM_FREE: c.num_blocks - 1,
+            kv.MOST_FRUITLESS: MOST_FRUITLESS_PREEMPTIONS + 10 * c.max_running,
         }  # fmt: skip
         for column, value in values.items():
             row[column] = value
@@ -241,22 +255,22 @@ def _blocks(replicas: tuple[Replica, ...], rep: np.ndarray, total: int, caching:
 
 
 def _state(x: SimInputs) -> np.ndarray:
-    state = _zeros(loop.NUM_STATE)
-    state[loop.GROUP] = -1
-    state[loop.NUM_GROUPS], state[loop.TIMED_GROUP] = x.num_groups, x.timed_group
-    state[loop.ROUTING] = _ROUTING[x.fleet.routing]
-    state[loop.DISAGGREGATED] = any(r.role == "prefill" for r in x.fleet.replicas)
-    state[loop.RECORD_TOKENS] = x.record_tokens
-    state[loop.HAS_MINIMA], state[loop.MIN_REQUESTS] = x.min_duration_s > 0 or x.min_requests > 0, x.min_requests
+    state = _zeros(client.NUM_STATE)
+    state[client.GROUP] = -1
+    state[client.NUM_GROUPS], state[client.TIMED_GROUP] = x.num_groups, x.timed_group
+    state[client.ROUTING] = _ROUTING[x.fleet.routing]
+    state[client.DISAGGREGATED] = any(r.role == "prefill" for r in x.fleet.replicas)
+    state[client.RECORD_TOKENS] = x.record_tokens
+    state[client.HAS_MINIMA], state[client.MIN_REQUESTS] = x.min_duration_s > 0 or x.min_requests > 0, x.min_requests
     return state
 
 
 def _param(x: SimInputs) -> np.ndarray:
-    param = np.zeros(loop.NUM_PARAM)
-    param[loop.DEADLINE], param[loop.MAX_DURATION] = np.inf, x.max_duration_s
-    param[loop.BEGIN], param[loop.MIN_DURATION] = np.inf, x.min_duration_s
-    param[loop.BEFORE], param[loop.AFTER] = x.fleet.request_before_s, x.fleet.request_after_s
-    param[loop.TRANSFER], param[loop.TRANSFER_PER_TOKEN] = x.fleet.transfer_latency_s, x.fleet.transfer_s_per_token
+    param = np.zeros(client.NUM_PARAM)
+    param[client.DEADLINE], param[client.MAX_DURATION] = np.inf, x.max_duration_s
+    param[client.BEGIN], param[client.MIN_DURATION] = np.inf, x.min_duration_s
+    param[client.BEFORE], param[client.AFTER] = x.fleet.request_before_s, x.fleet.request_after_s
+    param[client.TRANSFER], param[client.TRANSFER_PER_TOKEN] = x.fleet.transfer_latency_s, x.fleet.transfer_s_per_token
     return param
 
 

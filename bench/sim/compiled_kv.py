@@ -14,7 +14,7 @@ State = namedtuple(
     "req "  # (request, column) int64: see the request columns below
     "time "  # (request, column) float64
     "rep "  # (replica, column) int64
-    "clock "  # (replica, 1 + stages + depth) float64: next_s, stage_free_s.., batch_end_s..
+    "clock "  # (replica, 2 + stages + depth) float64: next_s, link_free_s, stage_free_s.., batch_end_s..
     "coefficients "  # (replica, n) float64
     "running "  # (replica, position) int64: the running list
     "queue "  # (replica, 0: waiting / 1: inbox, n + 1) int64: rings
@@ -51,8 +51,8 @@ State = namedtuple(
     MAX_RUNNING, TOKEN_BUDGET, INPUT_BUDGET, MAX_MODEL_LEN, CHUNKED, ASYNC, BY_PRIORITY, LONG_CAP, LONG_ADAPTIVE,
     RESERVE_FULL, STAGES, V2_RUNNER, DEPTH, ROLE, BLOCK_SIZE, CACHING, WATERMARK, BASE, NUM_FREE, NUM_RUNNING, WAITING_HEAD,
     NUM_WAITING, INBOX_HEAD, NUM_INBOX, STEP, UNREPORTED, BATCH_HEAD, NUM_BATCHES, WAITS, EXECUTED, OUTSTANDING, LIGHT_LEFT, LIGHT_DONE, LIGHT_OUT,
-    LIGHT_SUM, LIGHT_MAX, OUTPUTS_SINCE, NUM_REP,
-) = range(38)  # fmt: skip
+    LIGHT_SUM, LIGHT_MAX, OUTPUTS_SINCE, FRUITLESS, MOST_FRUITLESS, NUM_REP,
+) = range(40)  # fmt: skip
 # Columns of State.block
 NEXT, PREVIOUS, REF, NUMBER, SAME_NEXT, SAME_PREVIOUS, NUM_BLOCK = 0, 1, 2, 3, 4, 5, 6
 NEVER = 1 << 60

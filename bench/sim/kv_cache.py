@@ -91,7 +91,8 @@ class BlockPool:
 
     def free_list(self) -> list[int]:
         """Free blocks in the order in which they will be taken (for tests). Raises ValueError where they form no list."""
-        order, block = [], self._next[0]
+        order: list[int] = []
+        block = self._next[0]
         while block:
             if len(order) == self.num_free:
                 raise ValueError(f"the free list does not end after {self.num_free} blocks")

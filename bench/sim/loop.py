@@ -7,6 +7,9 @@ With two batches in flight the period is therefore max(gpu_s, host_s), with one 
 to come round, up to two steps. When a call of ``schedule`` finds nothing to run although requests exist, vLLM sleeps
 1 ms. Pipeline stages share ``gpu_s`` evenly and overlap.
 
+Disaggregated fleets. A request is prefilled by one pool (its token there is not passed on, as with vLLM's proxy), its KV cache
+moves, and a replica of the decode pool computes the last prompt token again and gives the first token that the client sees.
+
 Client. Groups (warm-up, offline batches) run one after the other. Within a group a request goes out when it is due, the
 turn before it is done and thought over, and a slot is free; requests that were never due by a clock go first, in order.
 """
@@ -21,13 +24,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.errors import BadInput
 from bench.sim import inputs as inp
 from bench.sim.inputs import STEP_COLUMNS, SimInputs, SimResult
 from bench.sim.router import Router
-from bench.sim.scheduler import Scheduler, SchedulerConfig, SimRequest, StepPlan
+from bench.sim.scheduler import Scheduler, SchedulerConfig
+from bench.sim.step_plan import SimRequest, StepPlan
 
 StepTime = Callable[..., tuple[float, float]]
 IDLE_SLEEP_S = 1e-3
+#: More preemptions than this (and ten per running request) without one token: requests evict each other for ever.
+MOST_FRUITLESS_PREEMPTIONS = 1_000
 READY, ARRIVE, DONE, LIMIT = range(4)
 
 
@@ -73,6 +80,8 @@ class Engine:
         self._queue: deque[Batch] = deque()
         self._waits_for_output = False
         self._executed = False
+        self._fruitless_preemptions = 0
+        self._most_fruitless = MOST_FRUITLESS_PREEMPTIONS + 10 * config.max_running
 
     def deliver(self, t: float, request: SimRequest) -> None:
         self._inbox.append(request)
@@ -105,6 +114,9 @@ class Engine:
         plan = self.scheduler.schedule()
         for request in plan.preempted:
             self._notes.preemptions[request.index] += 1
+        self._fruitless_preemptions += len(plan.preempted)
+        if self._fruitless_preemptions > self._most_fruitless:
+            raise no_progress()
         for entry in plan.scheduled:
             i = entry.request.index
             if math.isnan(self._notes.scheduled_s[i]):
@@ -133,10 +145,21 @@ class Engine:
     def _take_output(self) -> Output:
         batch = self._queue.popleft()
         output = Output(*self.scheduler.update(batch.plan))
+        if output.got_token:
+            self._fruitless_preemptions = 0
         self._waits_for_output = False
         if not self._executed and self.scheduler.has_requests():
             self.next_s += IDLE_SLEEP_S
         return output
+
+
+def no_progress() -> BadInput:
+    """The error of a workload on which vLLM itself would run for ever."""
+    return BadInput(
+        "requests preempt each other for ever and none gets a token",
+        where="engine.args",
+        next_step="leave scheduler_reserve_full_isl on, or give more KV cache or a smaller max_num_seqs; vLLM would hang too",
+    )
 
 
 class Simulation:
@@ -174,6 +197,7 @@ class Simulation:
         self._outputs = np.zeros(n, dtype=np.int64)
         self._replica = np.full(n, -1, dtype=np.int64)
         self._prefilled = np.zeros(n, dtype=bool)
+        self._link_free_s = [0.0] * len(fleet.replicas)
         self._completed: list[int] = []
         self._token_offsets = np.zeros(n + 1, dtype=np.int64)
         np.cumsum(inputs.max_tokens, out=self._token_offsets[1:])
@@ -323,8 +347,11 @@ class Simulation:
         i, fleet = request.index, self.inputs.fleet
         (self._entry if engine.number in self._entry.outstanding else self._decode).done(engine.number)
         if prefills:
+            # a prefill replica's caches leave one after the other over its link
+            begin = max(t + fleet.transfer_latency_s, self._link_free_s[engine.number])
+            self._link_free_s[engine.number] = begin + fleet.transfer_s_per_token * request.num_prompt_tokens
             self._prefilled[i] = True
-            self._push(t + fleet.transfer_latency_s + fleet.transfer_s_per_token * request.num_prompt_tokens, ARRIVE, i)
+            self._push(self._link_free_s[engine.number], ARRIVE, i)
             return
         stopped = request.stop_after is not None and request.num_output_tokens >= request.stop_after
         self._ended[i] = inp.BY_STOP if stopped else inp.BY_LENGTH

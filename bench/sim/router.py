@@ -1,4 +1,4 @@
-"""Which replica gets a request. The same rules are compiled in ``bench/sim/compiled_kernel.py``."""
+"""Which replica gets a request. The same rules are compiled in ``bench/sim/compiled_router.py``."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from bench.records import Request
 from bench.sim.prefixes import block_numbers
-from bench.sim.scheduler import SchedulerConfig, SimRequest
+from bench.sim.scheduler import SchedulerConfig
+from bench.sim.step_plan import SimRequest
 
 DrawInt = Callable[[int, int], int]  # (low, high) inclusive -> int
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bench.errors import BadInput
-from bench.sim.scheduler import Scheduler, SchedulerConfig, SimRequest, StepPlan
+from bench.sim.scheduler import Scheduler, SchedulerConfig
+from bench.sim.step_plan import SimRequest, StepPlan
 
 
 def config(**fields: Any) -> SchedulerConfig:
