@@ -270,9 +270,8 @@ def report_state(evidence: Evidence) -> int:
     return 1 if left else 0
 
 
-def default_folder(rehearsal: bool) -> Path:
-    """results/evidence/<gpu>-<date>, or the newest one of this GPU that is not finished."""
-    name = "rehearsal" if rehearsal else _gpu_slug()
+def default_folder(name: str) -> Path:
+    """results/evidence/<name>-<date>, or the newest one of this name that is not finished."""
     base = Path("results") / "evidence"
     for folder in sorted(base.glob(f"{name}-*"), reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -282,7 +281,8 @@ def default_folder(rehearsal: bool) -> Path:
     return base / f"{name}-{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
 
 
-def _gpu_slug() -> str:
+def gpu_slug() -> str | None:
+    """The first GPU's name as a folder's, None when none answers."""
     try:
         import pynvml
     except ImportError:
@@ -291,7 +291,7 @@ def _gpu_slug() -> str:
         pynvml.nvmlInit()
         name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
     except pynvml.NVMLError:
-        refuse("no NVIDIA GPU answers here (nvidia-smi); `--rehearse` runs the programme on this CPU with a tiny model")
+        return None
     text = name if isinstance(name, str) else name.decode()
     return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("nvidia", "")).strip("-")
 
@@ -332,11 +332,15 @@ def main(argv: list[str] | None = None) -> int:
     for name in (*args.only, *args.redo):
         if name not in known:
             parser.error(f'no part "{name}"; choose from {", ".join(p.name for p in plan.parts)}')
-    if args.out is None and args.dry_run and not args.rehearse:
-        with contextlib.suppress(SystemExit):
-            args.out = default_folder(False)
-        args.out = args.out or Path("results/evidence/<gpu>-<date>")
-    evidence = Evidence(plan, args.out or default_folder(args.rehearse), args.minutes * 60)
+    folder = args.out
+    if folder is None:
+        name = "rehearsal" if args.rehearse else gpu_slug()
+        if name is None and not args.dry_run:
+            refuse(
+                "no NVIDIA GPU answers here (nvidia-smi); `--rehearse` runs the programme on this CPU with a tiny model"
+            )
+        folder = default_folder(name) if name else Path("results/evidence/<gpu>-<date>")
+    evidence = Evidence(plan, folder, args.minutes * 60)
     if args.dry_run:
         return dry_run(evidence)
     if args.stop_after is not None:
