@@ -32,6 +32,7 @@ from bench.runner.results import (
     stale_cells,
     write_resolved,
 )
+from bench.runner.run_time import ENGINE_START_S, rough_run_s
 from bench.telemetry.baseline import measure_idle
 from bench.telemetry.gpus import memory_used, visible_devices, wait_for_release
 from bench.units import bytes_text
