@@ -123,7 +123,18 @@ def _label(axes: Axes, labels: list[_Label], high: float) -> None:
     apart = (high_y / low_y) ** LABEL_HEIGHT
     for height, (_, text, colour) in zip(spread(sorted(v for v, _, _ in labels), apart), sorted(labels), strict=True):
         place = (high, height)
-        axes.annotate(text, place, xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7.5, color=colour)
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.3}  # no other ceiling strikes it out
+        axes.annotate(
+            text,
+            place,
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+            color=colour,
+            bbox=behind,
+            zorder=2.5,
+        )
 
 
 def spread(heights: list[float], apart: float) -> list[float]:
