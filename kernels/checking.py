@@ -60,7 +60,9 @@ def compare(
     if tolerance == EXACT:
         num_wrong = int((got != want).sum().item())
         share = num_wrong / max(1, want.numel())
-        return Check(num_wrong == 0 and bool(want.any()), output, "exact", float(num_wrong), 0.0, share, 0.0, want.numel())
+        return Check(
+            num_wrong == 0 and bool(want.any()), output, "exact", float(num_wrong), 0.0, share, 0.0, want.numel()
+        )
     want64 = want.to(torch.float64)
     error = (got.to(torch.float64) - want64).abs_()
     scale = float(want64.square().mean().sqrt().item()) or 1.0

@@ -123,7 +123,8 @@ def _label(axes: Axes, labels: list[_Label], high: float) -> None:
     apart = (high_y / low_y) ** LABEL_HEIGHT
     for height, (_, text, colour) in zip(spread(sorted(v for v, _, _ in labels), apart), sorted(labels), strict=True):
         place = (high, height)
-        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.3}  # no other ceiling strikes it out
+        # Nothing strikes a label out: it stands on white.
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.3}
         axes.annotate(
             text,
             place,
