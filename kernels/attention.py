@@ -379,7 +379,7 @@ def require_vllm_flash_attention(device: Device) -> tuple[Any, int]:
     try:
         from vllm.vllm_flash_attn import flash_attn_varlen_func
         from vllm.vllm_flash_attn.flash_attn_interface import is_fa_version_supported
-    except Exception as error:  # a build for another GPU or torch raises whatever its loader raises
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a build for another GPU or torch
         raise Unsupported(f"vllm's FlashAttention does not load: {str(error).splitlines()[0][:100]}") from error
     wanted = 3 if device.compute_capability and device.compute_capability[0] == 9 else 2
     for version in dict.fromkeys((wanted, 2)):

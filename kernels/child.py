@@ -181,14 +181,21 @@ def software(device: Device) -> dict[str, Any]:
     found: dict[str, Any] = {**package_versions(), "num_threads": torch.get_num_threads()}
     if device.kind == "cuda":
         found["cuda"] = torch.version.cuda
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            found["driver"] = pynvml.nvmlSystemGetDriverVersion()
-        except Exception:  # no NVML: the driver's version is not known
-            found["driver"] = None
+        found["driver"] = _driver_version()
     return found
+
+
+def _driver_version() -> str | None:
+    """None where NVML is not there or does not say."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
 
 
 def _first_line(error: BaseException) -> str:

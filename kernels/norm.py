@@ -285,7 +285,7 @@ def require_vllm_ops(name: str) -> Any:
 
     try:
         import vllm._custom_ops  # noqa: F401  registers torch.ops._C
-    except Exception as error:  # a broken or mismatched build raises whatever its loader raises
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a broken or mismatched build
         raise Unsupported(f"vllm's operations do not load: {str(error).splitlines()[0][:100]}") from error
     if not hasattr(torch.ops._C, name):
         raise Unsupported(f"this vllm has no {name}")

@@ -62,76 +62,57 @@ def programme(rehearsal: bool) -> Programme:
     return _rehearsal() if rehearsal else _gpu()
 
 
+def _call(
+    part: str, what: str, gpu_s: float, limit_s: float, needs: tuple[str, ...], shows: str, derived: bool = False
+) -> Part:
+    """A part that is a function of ``gpu_evidence.py`` named like it."""
+    function = part.replace("-", "_")
+    return Part(part, what, "call", (function,), gpu_s, limit_s, needs, shows=shows, derived=derived)
+
+
 def _shared(offline: tuple[str, ...], first_parts: tuple[Part, ...], suite: str) -> tuple[Part, ...]:
     """Doctor and kernels first, the measurements, then what needs no GPU."""
     held = 0 if suite == "tiny" else 1  # a rehearsal holds no GPU
+    first = offline[0]
     return (
-        Part(
-            "doctor", "what this machine can measure", "call", ("doctor",), 10 * held, 120, shows="bench doctor --json"
-        ),
-        Part(
-            "kernels",
-            "memory, GEMM, attention and links",
-            "call",
-            ("kernels",),
-            90 * held,
-            900,
-            shows=f"bench kernels --config {suite}",
-        ),
+        _call("doctor", "what this machine can measure", 10 * held, 120, (), "bench doctor --json"),
+        _call("kernels", "memory, GEMM, attention and links", 90 * held, 900, (), f"bench kernels --config {suite}"),
         *first_parts,
-        Part(
+        _call(
             "sampler-cost",
             "tokens/s with and without telemetry",
-            "call",
-            ("sampler_cost",),
             0,
             120,
             ("sampler-on", "sampler-off"),
-            shows="(compares the two)",
+            "(compares the two)",
             derived=True,
         ),
-        Part(
+        _call(
             "calibrate",
             "fit the step-time model to some of the runs",
-            "call",
-            ("calibrate",),
             0,
             600,
-            (offline[0],),
-            shows="bench calibrate RUN...",
+            (first,),
+            "bench calibrate RUN...",
             derived=True,
         ),
-        Part(
+        _call(
             "predict",
             "predict all cells before and after calibration, and grade it on those it was not fitted to",
-            "call",
-            ("predict",),
             0,
             900,
-            (offline[0], "calibrate"),
-            shows="bench predict EXPERIMENT --gpu GPU [--kernels KERNELS | --profile PROFILE]",
+            (first, "calibrate"),
+            "bench predict EXPERIMENT --gpu GPU [--kernels KERNELS | --profile PROFILE]",
             derived=True,
         ),
-        Part(
-            "reports",
-            "one report an experiment",
-            "call",
-            ("reports",),
-            0,
-            900,
-            offline[:1],
-            shows="bench report EXPERIMENT",
-            derived=True,
-        ),
-        Part(
+        _call("reports", "one report an experiment", 0, 900, (first,), "bench report EXPERIMENT", derived=True),
+        _call(
             "publish",
             "reports, summaries and archives of at most 16 MiB",
-            "call",
-            ("publish",),
             0,
             900,
             ("reports",),
-            shows="(copies and packs)",
+            "(copies and packs)",
             derived=True,
         ),
     )
