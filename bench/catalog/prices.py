@@ -204,7 +204,8 @@ class PriceBook:
         if not offers:
             known = sorted({p.gpu for p in self.gpu_hours})
             step = f"give your own price per GPU hour, or one of: {', '.join(known)}"
-            raise BadInput(f"no {currency} {commitment or ''} price for {gpu}".replace("  ", " "), next_step=step)
+            terms = f"{commitment.replace('_', '-')} " if commitment else ""
+            raise BadInput(f"no {currency} {terms}price for {gpu}", next_step=step)
         amounts = [p.per_gpu_hour for p in offers]
         low, mid, high = min(amounts), statistics.median(amounts), max(amounts)
         prices = [Price(a, currency, "gpu_hour") for a in (low, mid, high)]

@@ -13,6 +13,8 @@ import click
 from bench.errors import EXIT_DONE, BadInput
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bench.analysis.summary import Summary
     from bench.records import Estimate
 
@@ -134,64 +136,54 @@ def _money(e: Estimate | None) -> str:
 
 def _print(rows: list[dict[str, Any]], doubts: list[Any], share: float, ratio: float) -> None:
     from rich.console import Console
-    from rich.table import Table
-
-    from bench.units import significant, usd_text
 
     console = Console(width=None if sys.stdout.isatty() else 150)
-    used = f"at {share:.0%} use"
-    table = Table(
-        "cell",
-        "tokens/s out",
-        "$/M output",
-        "$/M blended",
-        f"$/M output {used}",
-        "$/M in | out by price",
-        "$/M in | out by time",
-        "",
+    console.print(_table(rows, share))
+    priced = [r for r in rows if "price" in r]
+    lines = [_price_line(priced[0]["price"])] if priced else []
+    lines.append(
+        "$/M output charges everything to output tokens, blended spreads it over all tokens; "
+        f"by price: an output token weighs {ratio:g} input tokens; by time: steps with prompt tokens go to input."
     )
+    lines += [f"{w.severity}: {w.message}; {w.remedy}" for w in doubts]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _table(rows: list[dict[str, Any]], share: float) -> Table:
+    from rich.table import Table
+
+    labelled = any(r["origin"] != "measured" for r in rows if "unpriced" not in r)
+    heads = ["cell", "tokens/s out", "$/M output", "$/M blended", f"$/M output at {share:.0%} use"]
+    table = Table(*heads, "$/M in | out by price", "$/M in | out by time", *(["origin"] if labelled else []))
     for r in rows:
         if "unpriced" in r:
             table.add_row(r["cell_id"], "", f"not priced: {r['unpriced']}")
             continue
-        full, stated = r["full_use"], r["stated_use"]
-        out_key, mix_key = "cost_usd_per_million_output_tokens", "cost_usd_per_million_blended_tokens"
-        split = (
-            f"{usd_text(full['cost_usd_per_million_input_tokens'].value)} | {usd_text(full[out_key + '_split'].value)}"
-        )
-        timed = r.get("split_by_time")
-        by_time = (
-            "n/a"
-            if timed is None
-            else f"{usd_text(timed['input_usd_per_million'])} | {usd_text(timed['output_usd_per_million'])}"
-        )
-        label = "" if r["origin"] == "measured" else r["origin"].upper()
-        rate = significant(r["output_tokens_per_s"].value)
-        table.add_row(
-            r["cell_id"],
-            rate,
-            _money(full[out_key]),
-            _money(full[mix_key]),
-            _money(stated[out_key]),
-            split,
-            by_time,
-            label,
-        )
-    console.print(table)
-    priced = [r for r in rows if "price" in r]
-    if priced:
-        p = priced[0]["price"]
-        dated = f", {p['as_of']}" if p["as_of"] else ""
-        console.print(
-            f"price: {usd_text(p['usd_per_hour'])} per device-hour ({p['source']}{dated})",
-            markup=False,
-            highlight=False,
-        )
-    console.print(
-        "$/M output charges everything to output tokens, blended spreads it over all tokens; "
-        f"by price: an output token weighs {ratio:g} input tokens; by time: steps with prompt tokens go to input.",
-        markup=False,
-        highlight=False,
-    )
-    for w in doubts:
-        console.print(f"{w.severity}: {w.message}; {w.remedy}", markup=False, highlight=False)
+        table.add_row(*_cells(r), *([r["origin"].upper()] if labelled else []))
+    return table
+
+
+def _cells(r: dict[str, Any]) -> list[str]:
+    from bench.units import significant, usd_text
+
+    full, stated = r["full_use"], r["stated_use"]
+    out_key, mix_key = "cost_usd_per_million_output_tokens", "cost_usd_per_million_blended_tokens"
+    by_price = (full["cost_usd_per_million_input_tokens"].value, full[out_key + "_split"].value)
+    timed = r.get("split_by_time")
+    by_time = None if timed is None else (timed["input_usd_per_million"], timed["output_usd_per_million"])
+    split = ["n/a" if pair is None else " | ".join(map(usd_text, pair)) for pair in (by_price, by_time)]
+    rate = significant(r["output_tokens_per_s"].value)
+    return [r["cell_id"], rate, _money(full[out_key]), _money(full[mix_key]), _money(stated[out_key]), *split]
+
+
+def _price_line(price: dict[str, Any]) -> str:
+    """The price with its source, date and, where offers differ, their spread."""
+    from bench.units import usd_text
+
+    dated = f", {price['as_of']}" if price["as_of"] else ""
+    low, high = price.get("low_usd_per_hour"), price.get("high_usd_per_hour")
+    band = ""
+    if low is not None and high is not None and low < high:
+        band = f"; offers from {usd_text(low)} to {usd_text(high)}, and costs are in proportion"
+    return f"price: {usd_text(price['usd_per_hour'])} per device-hour ({price['source']}{dated}{band})"

@@ -41,7 +41,7 @@ def test_ranges_leave_examples_out_and_take_the_newest_of_an_offer() -> None:
     vast = BOOK.gpu_offers("H100-SXM", provider="Vast.ai")
     assert [p.per_gpu_hour for p in vast] == [2.4]  # 6.15 was an earlier check of the same offer
     assert all(p.commitment == "spot" for p in BOOK.gpu_offers("H100-SXM", "spot"))
-    with pytest.raises(BadInput, match="no EUR on_demand price for H100-SXM"):
+    with pytest.raises(BadInput, match="no EUR on-demand price for H100-SXM"):
         BOOK.gpu_range("H100-SXM", currency="EUR")
 
 
