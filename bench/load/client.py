@@ -14,14 +14,16 @@ import struct
 import time
 from array import array
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bench.load.clocks import DeadlineTimer, paired_reading
+from bench.load.compiled_reads import CompiledReads
 from bench.load.connection import Connection
 from bench.load.control import Control, State, Stop
+from bench.load.loop_gate import LoopGate
+from bench.load.share import Limits, Measures, Share
 from bench.load.spill import SpillWriter
 from bench.load.target import Address, Target
 
@@ -34,47 +36,6 @@ _MAX_HOLD_S = 60.0
 SENDS_PER_TURN = 16
 #: A closed loop whose server refuses connections would burn its whole schedule in a moment: its slots wait this long.
 CONNECT_BACKOFF_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Time limits of a request, in seconds. ``first_byte_s`` None: the total limit alone holds until the answer starts
-    (servers may queue for long); it is counted from the sending."""
-
-    connect_s: float = 10.0
-    first_byte_s: float | None = None
-    stall_s: float = 60.0
-    total_s: float = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One process's part of a schedule. Arrays of equal length, one row a request.
-
-    ``due_ns`` is relative to the start of the main part, -1: due when a slot is free. ``follows`` is the row of the
-    session's next turn, or -1. ``is_root``: not a follow-up turn.
-    """
-
-    positions: np.ndarray
-    due_ns: np.ndarray
-    think_ns: np.ndarray
-    follows: np.ndarray
-    is_root: np.ndarray
-    is_warmup: np.ndarray
-    body_at: np.ndarray  # (n + 1,) offsets into the body file
-
-
-@dataclass(slots=True)
-class Measures:
-    """What the process observed about itself."""
-
-    tick_lag_ns: array[int]
-    read_lag_ns: array[int]
-    offsets: list[tuple[int, int]]
-    num_connections: int = 0
-    num_retries: int = 0
-    num_unsolicited: int = 0
-    num_failed_connects: int = 0
 
 
 class Client:
@@ -98,8 +59,13 @@ class Client:
         semaphore_fd: int | None,
         tls_context: ssl.SSLContext | None,
         parent_pid: int,
+        kernels: Any = None,
+        num_connections: int = 0,
     ) -> None:
-        self.loop, self.target, self.address, self.tls_context = loop, target, address, tls_context
+        self.target, self.address, self.tls_context = target, address, tls_context
+        self.event_loop, self.loop = loop, LoopGate(loop)
+        self.reads = None if kernels is None or target.is_tls else CompiledReads(self, kernels, num_connections)
+        self.loop.reads = self.reads
         self.parent_pid = parent_pid
         self.share, self.bodies, self.spill, self.limits = share, bodies, spill, limits
         self.control, self.words = control, control.workers[rank]
@@ -158,6 +124,9 @@ class Client:
         self.timer.arm(max(start_ns, 1))
         if not self.queue:
             return
+        if self.reads is not None:
+            timers = {self.timer.fileno(): self._on_timer, self.tick_timer.fileno(): self._on_tick}
+            self.reads.start(self.event_loop, timers)
         await self.done.wait()
 
     def close(self) -> None:
@@ -166,6 +135,8 @@ class Client:
         for timer in (self.timer, self.tick_timer):
             self.loop.remove_reader(timer.fileno())
             timer.close()
+        if self.reads is not None:
+            self.reads.close()
 
     # Pacing
 
@@ -348,8 +319,8 @@ class Client:
     def record(self, conn: Connection, error: str | None, detail: str, until_close: bool) -> None:
         """Leave the raw response behind; the next turn of its session becomes due."""
         now, row = time.monotonic_ns(), conn.item
-        stamps = conn.stamps
-        if stamps and conn.kernel_stamps:
+        stamps, ends, data = conn.raw()
+        if len(stamps) and conn.kernel_stamps:
             seconds, nanos = struct.unpack_from("<qq", stamps, len(stamps) - 16)
             self.measures.read_lag_ns.append(now - (seconds * 1_000_000_000 + nanos - self.offset_ns))
         sent = self.first_sent.pop(row, conn.sent_ns)
@@ -364,12 +335,12 @@ class Client:
             detail,
             flags,
             stamps,
-            conn.ends,
-            conn.buf,
+            ends,
+            data,
         )
         words = self.words
         words[Control.NUM_DONE] += 1
-        self.num_reads_done += len(conn.ends)
+        self.num_reads_done += len(ends)
         if error is not None or conn.status != 200:
             words[Control.NUM_ERRORS] += 1
         follows = int(self.share.follows[row]) if self.num_followups else -1
@@ -392,16 +363,19 @@ class Client:
         self.measures.offsets.append(reading)
         self.offset_ns = reading[1]
         limits = self.limits
-        first, stall, total = limits.first_byte_s or limits.total_s, limits.stall_s, limits.total_s
         live_reads = self.num_reads_done
         self.num_ticks += 1
         look = self.num_ticks % QUIET_LOOK_TICKS == 0
         for conn in list(self.all):
+            if conn.slot >= 0:
+                continue
             if conn.item >= 0:
                 live_reads += len(conn.ends)
-                conn.check(now, int(first * 1e9), int(stall * 1e9), int(total * 1e9), look)
+                conn.check(now, limits, look)
             elif not conn.ready and now - conn.opened_ns > limits.connect_s * 1e9:
                 conn.lost("connect_timeout", f"no connection within {limits.connect_s:g} s")
+        if self.reads is not None:
+            live_reads += self.reads.watchdog(now, limits)
         self.words[Control.IN_FLIGHT] = self.in_flight
         self.words[Control.NUM_READS] = live_reads
         self._step_limit(now)

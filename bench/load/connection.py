@@ -16,80 +16,42 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bench.load.clocks import STAMP_SPACE, enable_kernel_stamps, pack_realtime_ns
-from bench.load.wire import SSE_END, Framing, Head, ParsedResponse, Walk, read_head, walk_chunks
+from bench.load.incoming import Incoming
 
 if TYPE_CHECKING:
     from bench.load.client import Client
 
 READ_BYTES = 65536
-#: In-flight bytes beyond which a response is written out in parts, so that memory stays bounded.
-PART_BYTES = 1 << 17
 
 
-class Connection:
-    """A socket and the response it is receiving.
-
-    ``item`` is the position (in this process's share of the schedule) of the request in flight, or -1. ``tail`` is what
-    the received bytes must end with for the response to be possibly complete: empty until the head is read.
-    """
+class Connection(Incoming):
+    """A socket, and the response that it is receiving: in buffers of its own, or, with ``slot`` >= 0, in those of the
+    compiled path."""
 
     __slots__ = (
-        "base",
-        "body_at",
-        "body_left",
-        "buf",
         "client",
-        "close_after",
         "connect_ns",
-        "dead",
-        "ends",
-        "framing",
-        "idle_reads",
-        "item",
         "kernel_stamps",
-        "last_read_ns",
         "opened_ns",
         "outgoing",
-        "parsed",
         "reader",
-        "ready",
-        "retry_after_s",
         "reused",
-        "sent_ns",
+        "slot",
         "sock",
-        "stamps",
-        "status",
-        "tail",
         "tls",
         "tls_in",
         "tls_out",
-        "walk_at",
     )
 
     def __init__(self, client: Client) -> None:
+        super().__init__()
         self.client = client
-        self.buf, self.stamps, self.ends = bytearray(), bytearray(), array("I")
-        self.item = -1
-        self.dead = self.ready = self.reused = self.kernel_stamps = False
+        self.slot = -1
+        self.reused = self.kernel_stamps = False
         self.outgoing = b""
         self.connect_ns = 0
-        self.last_read_ns = 0
         self.tls: ssl.SSLObject | None = None
         self.reader: Callable[[], None] | None = None
-        self.reset_response()
-
-    def reset_response(self) -> None:
-        """Ready for the next response."""
-        self.tail = b""
-        self.framing = Framing.HEAD
-        self.base = self.walk_at = self.body_at = self.body_left = self.idle_reads = 0
-        self.parsed: ParsedResponse | None = None
-        self.status = 0
-        self.close_after = False
-        self.retry_after_s: float | None = None
-        self.buf.clear()
-        self.stamps.clear()
-        del self.ends[:]
 
     # Opening
 
@@ -120,8 +82,9 @@ class Connection:
             return
         context = self.client.tls_context
         if context is None:
-            self.reader = self._plain_reader()
-            self.client.loop.add_reader(self.sock, self.reader)
+            reads = self.client.reads
+            if reads is None or not reads.adopt(self):
+                self.watch()
             self._opened()
             return
         self.tls_in, self.tls_out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -129,6 +92,11 @@ class Connection:
         self.reader = self._tls_reader()
         self.client.loop.add_reader(self.sock, self.reader)
         self._handshake()
+
+    def watch(self) -> None:
+        """Receive on the event loop's path."""
+        self.reader = self._plain_reader()
+        self.client.loop.add_reader(self.sock, self.reader)
 
     def _handshake(self) -> None:
         assert self.tls is not None
@@ -161,6 +129,8 @@ class Connection:
             self.tls.write(data)
             data = self.tls_out.read()
         self.sent_ns = self.last_read_ns = time.monotonic_ns()
+        if self.slot >= 0 and self.client.reads is not None:
+            self.client.reads.begin(self.slot, self.sent_ns)
         self._send_bytes(data)
 
     def _send_bytes(self, data: bytes) -> None:
@@ -182,7 +152,7 @@ class Connection:
             self.client.loop.add_writer(self.sock, self._writable)
 
     def _lost_after_send(self, reason: str) -> None:
-        if not self.dead and self.item >= 0 and not self.ends and not self.base:
+        if not self.dead and self.item >= 0 and not self.num_reads():
             self.lost("reset", reason)
 
     def _writable(self) -> None:
@@ -280,138 +250,28 @@ class Connection:
             if len(self.ends) + self.base == before:
                 return
 
-    # Where the response ends
+    # The end
 
-    def perhaps_complete(self) -> None:
-        """Called when the bytes end as a complete response would."""
-        if self.item < 0:
-            self.client.unsolicited(self)
-            return
-        if self.framing == Framing.HEAD:
-            head = read_head(self.buf)
-            if head is None:
-                return
-            self._take_head(head)
-        if self.framing == Framing.CHUNKED:
-            if self.buf.endswith(SSE_END):
-                self.finish(None, "")
-                return
-            self._walk()
-        elif self.framing == Framing.LENGTH:
-            left = self.body_left - self.base - len(self.buf)
-            if left == 0:
-                self.finish(None, "")
-            elif left < 0:
-                self.finish("malformed_http", f"{-left} bytes after the end of the response")
-        else:
-            self._feed_parser()
+    def raw(self) -> tuple[bytearray | memoryview, array[int] | memoryview, bytearray | memoryview]:
+        """(stamps, ends of the reads, bytes) received and not yet written out."""
+        if self.slot >= 0 and self.client.reads is not None and self.client.reads.num_reads(self.slot):
+            return self.client.reads.raw(self.slot)
+        return self.stamps, self.ends, self.buf
 
-    def _take_head(self, head: Head) -> None:
-        self.framing, self.status, self.body_at = head.framing, head.status, head.body_at
-        self.close_after, self.retry_after_s = head.close, head.retry_after_s
-        if head.framing == Framing.CHUNKED:
-            self.tail, self.walk_at = b"\r\n", head.body_at
-        elif head.framing == Framing.LENGTH:
-            self.body_left = head.body_at + (head.length or 0)
-        else:
-            self._to_parser()
+    def num_reads(self) -> int:
+        """0: nothing of the response has come."""
+        num = len(self.ends) + self.base
+        if self.slot >= 0 and self.client.reads is not None:
+            num += self.client.reads.num_reads(self.slot)
+        return num
 
-    def _walk(self) -> None:
-        at, state = walk_chunks(self.buf, self.walk_at)
-        self.walk_at = at
-        if state == Walk.DONE:
-            extra = len(self.buf) - at
-            self.finish(
-                "malformed_http" if extra else None, f"{extra} bytes after the end of the response" if extra else ""
-            )
-        elif state == Walk.ODD:
-            self._to_parser()
-            self._feed_parser()
-        else:
-            # Only bytes that end like a last chunk need another look from here on.
-            self.tail = b"\r\n\r\n"
+    def unsolicited(self) -> None:
+        self.client.unsolicited(self)
 
-    def _to_parser(self) -> None:
-        """Hand over to httptools: from here on it alone says where the response ends."""
-        self.framing, self.tail, self.close_after = Framing.ODD, b"", True
-        self.parsed = ParsedResponse()
-        if self.base:
-            self.finish("malformed_http", "the framing of a long response became unreadable")
-
-    def _feed_parser(self) -> None:
-        if self.parsed is None or self.item < 0:
-            return
-        parsed = self.parsed
-        parsed.feed(bytes(self.buf[parsed.num_fed - self.base :]), 0)
-        self.status = parsed.status
-        if parsed.error is not None:
-            self.finish("malformed_http", parsed.error)
-        elif parsed.done:
-            self.finish("malformed_http" if parsed.extra else None, "bytes after the end" if parsed.extra else "")
-
-    def ended(self) -> None:
-        """The peer closed the connection in an orderly way."""
-        if not self.ready:
-            self.lost("connect", "closed during the handshake")
-        elif self.item < 0:
-            self.lost("", "")
-        elif self.parsed is not None and self.parsed.until_close and self.parsed.error is None:
-            self.finish(None, "", until_close=True)
-        else:
-            self.lost("reset", "closed before the response was complete")
-
-    def check(self, now_ns: int, first_ns: int, stall_ns: int, timeout_ns: int, look: bool) -> None:
-        """The watchdog's look (every tick): limits on the first body byte, on pauses after it and on the whole; ends that
-        did not look like one; long responses."""
-        if self.item < 0 or not self.ready:
-            return
-        reads = len(self.ends) + self.base
-        if reads != self.idle_reads:
-            self.idle_reads, self.last_read_ns = reads, now_ns
-        else:
-            # Quiet since the last tick: an end that did not look like one, or a reset that nobody told us of.
-            if self.framing == Framing.CHUNKED:
-                self._walk()
-            if look and self.item >= 0 and not self.dead:
-                self.drain()
-            if self.item < 0 or self.dead:
-                return
-        if len(self.buf) > PART_BYTES:
-            self._write_part()
-        has_body = self.base > 0 or len(self.buf) > self.body_at
-        if now_ns - self.sent_ns > timeout_ns:
-            self.lost("timeout", f"not complete {timeout_ns / 1e9:g} s after it was sent")
-        elif not has_body and now_ns - self.sent_ns > first_ns:
-            self.lost("stall", f"no byte of the answer for {first_ns / 1e9:g} s")
-        elif has_body and now_ns - self.last_read_ns > stall_ns:
-            self.lost("stall", f"no byte for {stall_ns / 1e9:g} s in the middle of the answer")
-
-    def _write_part(self) -> None:
-        """Spill what has been read, keep what the search for the end still needs."""
-        if self.framing == Framing.CHUNKED:
-            self.walk_at, state = walk_chunks(self.buf, self.walk_at)
-            if state != Walk.NEED:
-                self.perhaps_complete()
-                return
-        elif self.framing == Framing.HEAD:
-            return
-        # What stays in the buffer must start where a read started: cut at the last read that ended before walk_at.
-        limit = self.walk_at if self.framing == Framing.CHUNKED else len(self.buf)
-        keep = len(self.ends)
-        while keep and self.ends[keep - 1] > limit:
-            keep -= 1
-        if not keep:
-            return
-        cut = self.ends[keep - 1]
+    def spill_part(self, keep: int, cut: int) -> None:
         self.client.spill.part(
             self.client.positions[self.item], self.stamps[: 16 * keep], self.ends[:keep], self.buf[:cut]
         )
-        rest = array("I", [e - cut for e in self.ends[keep:]])
-        self.ends[:] = rest
-        del self.stamps[: 16 * keep]
-        del self.buf[:cut]
-        self.base += cut
-        self.walk_at -= cut
 
     def finish(self, error: str | None, detail: str, *, until_close: bool = False) -> None:
         """The response is over, well or badly."""
@@ -423,8 +283,19 @@ class Connection:
         else:
             self.reset_response()
             self.reused = True
+            self._back_to_fast_path()
             self.client.idle.append(self)
         self.client.slot_free(hold_s)
+
+    def _back_to_fast_path(self) -> None:
+        reads = self.client.reads
+        if reads is None:
+            return
+        if self.slot >= 0:
+            reads.end(self.slot)
+        elif reads.adopt(self):
+            self.client.loop.remove_reader(self.sock)
+            self.reader = None
 
     def lost(self, error: str, detail: str) -> None:
         """The connection is gone, or given up."""
@@ -434,7 +305,7 @@ class Connection:
         if not self.ready:
             self.client.failed(self, error, detail)
         elif self.item >= 0:
-            stale = self.reused and error == "reset" and not self.ends and not self.base
+            stale = self.reused and error == "reset" and not self.num_reads()
             if stale and self.client.retry(self):
                 return
             self.client.record(self, error, detail, False)
@@ -446,8 +317,12 @@ class Connection:
             return
         self.dead = True
         with contextlib.suppress(OSError, ValueError):
-            self.client.loop.remove_reader(self.sock)
-            self.client.loop.remove_writer(self.sock)
+            if self.slot >= 0 and self.client.reads is not None:
+                self.client.reads.release(self)
+            else:
+                self.client.loop.remove_reader(self.sock)
+            if self.outgoing or not self.ready:
+                self.client.loop.remove_writer(self.sock)
         self.sock.close()
         self.client.closed(self)
 

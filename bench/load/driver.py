@@ -18,21 +18,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from bench.errors import BenchError, StoreError
 from bench.load import schedule as schedules
-from bench.load.client import Limits, Share
+from bench.load.compiled_reads import MOST_CONNECTIONS
 from bench.load.control import Control, State, Stop
 from bench.load.honesty import Honesty, assess
+from bench.load.share import Limits, Share
 from bench.load.target import Address, Target, resolve, tls_context
 from bench.load.worker import WorkerSpec, asked_of, dump
 from bench.records import RequestRecord, Schedule, StopRule
 
 #: In-flight requests that one process is given before a second one is used, where the number is not set.
 STREAMS_PER_PROCESS = 1024
+#: Expected chunks from which on the compiled path is used: below, loading it costs more than it saves.
+COMPILED_CHUNKS = 10_000
 _POLL_S = 0.1
 _START_LIMIT_S = 60.0
 _LEAD_S = 0.02
@@ -50,6 +53,8 @@ class LoadOptions:
             may take before they are aborted. At a maximum duration they are aborted at once.
         preconnect: connections opened before the clock starts, at most.
         capacity_chunks_per_s: this client's measured capacity on this machine, for the verdict.
+        receive_path: "compiled" reads plain connections in machine code (Linux; elsewhere and over TLS the event loop does
+            it), "auto" does so where enough chunks are expected to be worth loading it. The result says which it was.
         keep_raw: leave the scratch folder (raw responses) and report where it is.
     """
 
@@ -63,6 +68,7 @@ class LoadOptions:
     capacity_source: str | None = None
     scratch_parent: str | None = None
     keep_raw: bool = False
+    receive_path: Literal["auto", "compiled", "event_loop"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +260,17 @@ class Driver:
             exact_osl=self.options.exact_osl,
             cpus=self.options.cpus,
             parent_pid=os.getpid(),
+            compiled=self._wants_compiled(allowed),
+            most_connections=min(self.num_total, -(-(most if most is not None else MOST_CONNECTIONS) // self.num) + 64),
         )
         dump(self.scratch, "spec.pickle", spec)
+
+    def _wants_compiled(self, allowed: np.ndarray) -> bool:
+        path = self.options.receive_path
+        if path != "auto":
+            return path == "compiled"
+        requests = self.schedule.requests
+        return sum(requests[p].osl for p in np.flatnonzero(allowed)) >= COMPILED_CHUNKS
 
     def _start(self) -> None:
         fds = () if self.semaphore is None else (self.semaphore,)

@@ -48,6 +48,10 @@ class Honesty:
             arrival is known only to be no later than that read's stamp.
         stamps: "kernel", "user" or "mixed": where receive times come from.
         capacity_chunks_per_s: what one process of this client was measured to take on this machine.
+        receive_path: what read the answers: "compiled", or "event loop" with the reason in brackets.
+        compiled_ratio: share of the answers that the compiled path read from head to end; the others had something that
+            it leaves to the event loop (errors, other framings).
+        prepare_s: time that loading (the first time: compiling) that path took, before the clock started.
         checked_tokens_ratio: share of the good requests whose count was compared with the server's ``usage``.
     """
 
@@ -74,6 +78,9 @@ class Honesty:
     capacity_chunks_per_s: float | None = None
     capacity_source: str | None = None
     errors: dict[str, int] = field(default_factory=dict)
+    receive_path: str = "event loop"
+    compiled_ratio: float | None = None
+    prepare_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,6 +137,9 @@ def assess(
         capacity_chunks_per_s=capacity_chunks_per_s,
         capacity_source=capacity_source,
         errors=errors,
+        receive_path=str(facts[0]["receive_path"]) if facts else "",
+        compiled_ratio=sum(f["num_compiled"] for f in facts) / stamped if stamped else None,
+        prepare_s=max((f["prepare_s"] for f in facts), default=0.0),
     )
 
 

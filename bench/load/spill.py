@@ -21,6 +21,7 @@ from bench.records import ERROR_CLASSES
 _HEAD = struct.Struct("<12q")
 _FLUSH_BYTES = 1 << 18
 PART, FINAL = 0, 1
+Raw = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class SpillWriter:
         self._buffer = bytearray()
         self.failed: str | None = None
 
-    def part(self, position: int, stamps: bytearray, ends: array[int], data: bytes | bytearray) -> None:
+    def part(self, position: int, stamps: Raw, ends: array[int] | memoryview, data: Raw) -> None:
         """A part of a response that goes on."""
         self._write(
             _HEAD.pack(PART, position, 0, 0, 0, 0, -1, 0, 0, len(stamps), len(ends), len(data)), b"", stamps, ends, data
@@ -73,9 +74,9 @@ class SpillWriter:
         error: str | None,
         detail: str,
         flags: int,
-        stamps: bytearray,
-        ends: array[int],
-        data: bytes | bytearray,
+        stamps: Raw,
+        ends: array[int] | memoryview,
+        data: Raw,
     ) -> None:
         """The end of a response. ``flags``: bit 0 kernel stamps, bit 1 until close, the rest the number of retries."""
         code = -1 if error is None else ERROR_CLASSES.index(error)
@@ -96,7 +97,7 @@ class SpillWriter:
         )
         self._write(head, text, stamps, ends, data)
 
-    def _write(self, head: bytes, text: bytes, stamps: bytearray, ends: array[int], data: bytes | bytearray) -> None:
+    def _write(self, head: bytes, text: bytes, stamps: Raw, ends: array[int] | memoryview, data: Raw) -> None:
         buffer = self._buffer
         buffer += head
         buffer += text

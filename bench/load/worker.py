@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from bench.errors import BenchError
-from bench.load.client import Client, Limits, Share, frozen_gc, serve_state
+from bench.load.client import Client, frozen_gc, serve_state
 from bench.load.clocks import ClockOffsets, ask_for_short_slices
+from bench.load.compiled_reads import load_kernels
 from bench.load.control import Control, State, Stop
 from bench.load.parse import Asked, parse_outcome
+from bench.load.share import Limits, Share
 from bench.load.spill import SpillWriter, read_spill
 from bench.load.target import Address, Target, tls_context
 
@@ -49,6 +51,8 @@ class WorkerSpec:
     exact_osl: bool
     cpus: tuple[int, ...] | None
     parent_pid: int
+    compiled: bool = False
+    most_connections: int = 64
 
 
 def new_loop() -> tuple[asyncio.AbstractEventLoop, str]:
@@ -87,6 +91,7 @@ class Worker:
         loop, loop_name = new_loop()
         asyncio.set_event_loop(loop)
         spill = SpillWriter(self.scratch / f"spill.{self.rank}")
+        kernels, path, prepare_s = self._receive_path()
         client = Client(
             loop,
             spec.target,
@@ -103,6 +108,8 @@ class Worker:
             semaphore_fd=spec.semaphore_fd,
             tls_context=tls_context(spec.target),
             parent_pid=spec.parent_pid,
+            kernels=kernels,
+            num_connections=spec.most_connections,
         )
         try:
             with frozen_gc():
@@ -116,6 +123,9 @@ class Worker:
         return {
             "rank": self.rank,
             "event_loop": loop_name,
+            "receive_path": path,
+            "prepare_s": prepare_s,
+            "num_compiled": client.reads.num_responses if client.reads is not None else 0,
             "cpu_s": cpu / 1e9,
             "wall_s": wall / 1e9,
             "tick_lag_ns": m.tick_lag_ns.tolist(),
@@ -126,6 +136,18 @@ class Worker:
             "num_unsolicited": m.num_unsolicited,
             "spill_failed": spill.failed,
         }
+
+    def _receive_path(self) -> tuple[Any, str, float]:
+        """(compiled functions or None, what the result calls the path, seconds that it took to get it)."""
+        if not self.spec.compiled:
+            return None, "event loop", 0.0
+        if self.spec.target.is_tls:
+            return None, "event loop (TLS)", 0.0
+        try:
+            kernels, took = load_kernels()
+        except RuntimeError as e:
+            return None, f"event loop ({e})", 0.0
+        return kernels, "compiled", took
 
     async def _live(self, client: Client) -> tuple[int, int]:
         await client.connect(self.spec.num_connections)

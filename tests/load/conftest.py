@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.load.client import Limits
 from bench.load.driver import LoadOptions, LoadResult, drive
 from bench.load.mock import Delay, MockConfig, running_mock
 from bench.load.schedule import closed_loop
+from bench.load.share import Limits
 from bench.load.target import Target
 from bench.records import Request, Schedule
 

@@ -119,9 +119,9 @@ def test_nobody_listens() -> None:
 
 def test_total_limit(serve_mock: Callable[..., Any]) -> None:
     """A server that keeps sending, but too slowly: the total limit ends it."""
-    from bench.load.client import Limits
     from bench.load.driver import LoadOptions, drive
     from bench.load.mock import Delay
+    from bench.load.share import Limits
     from bench.load.target import Target
 
     with serve_mock(itl=Delay(0.1)) as url:

@@ -1,0 +1,381 @@
+"""The compiled hot path: plain connections whose answers are read, stamped and appended without entering Python.
+
+While requests are served, :class:`CompiledReads` is the loop: it waits on its own epoll set, in which the event loop's own
+set is one more descriptor, and gives the event loop a turn when that has something to do (connections that open, TLS,
+answers that the fast path does not understand). An answer that is anything but ``200 chunked`` text leaves for the event
+loop's path with the bytes that have come so far, and its connection comes back when the answer is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import mmap
+import os
+import platform
+import select
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.load.share import Limits
+from bench.load.wire import HEAD_LIMIT_BYTES, SSE_END, Framing, read_head
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from bench.load.client import Client
+    from bench.load.connection import Connection
+
+#: Bytes of one connection's buffer; beyond ``_MOST_BYTES`` a part is written out, so a read has 64 KiB at least.
+_SLOT_BYTES, _MOST_BYTES = 1 << 17, 1 << 16
+#: Reads that a buffer's stamps have room for.
+_SLOT_READS = 1024
+#: Of a new connection's buffer, so that the first answers find their memory there.
+_TOUCHED_BYTES = 1 << 15
+#: Events of one wait: few enough that a send that is due meanwhile does not wait for long.
+_EVENTS = 128
+#: Connections that this path takes; further ones stay with the event loop.
+MOST_CONNECTIONS = 4096
+
+
+def load_kernels() -> tuple[Any, float]:
+    """(the compiled functions, seconds that it took to load or compile them). A first compilation takes some seconds
+    and is kept on disk.
+
+    Raises:
+        RuntimeError: this machine has no such path; the text says why.
+    """
+    if not sys.platform.startswith("linux") or struct.calcsize("P") != 8:
+        raise RuntimeError("no compiled path: it needs Linux on a 64-bit machine")
+    if platform.machine() not in ("x86_64", "aarch64"):
+        raise RuntimeError(f"no compiled path for {platform.machine()}")
+    started = time.monotonic()
+    try:
+        from bench.load import receive_kernels as kernels
+    except ImportError as e:
+        raise RuntimeError(f"no compiled path: {e}") from e
+    with select.epoll() as poll:
+        memory = _Memory(kernels, 1)
+        kernels.receive(poll.fileno(), 0, *memory.arguments)
+        kernels.overdue(memory.table, 0, 1, 1, 1, memory.out)
+        kernels.walk(memory.data[0], 0, 0)
+    return kernels, time.monotonic() - started
+
+
+def _lazy(shape: tuple[int, int], dtype: Any) -> np.ndarray:
+    """An array whose pages come one by one, when they are touched: huge pages would be cleared in the hot path."""
+    pages = mmap.mmap(-1, shape[0] * shape[1] * np.dtype(dtype).itemsize)
+    with contextlib.suppress(AttributeError, OSError):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype=dtype).reshape(shape)
+
+
+class _Memory:
+    """What the compiled code works on. Pages are touched only as far as answers reach."""
+
+    def __init__(self, kernels: Any, num: int) -> None:
+        self.table = np.zeros((num, kernels.NUM_COLUMNS), dtype=np.int64)
+        self.slots = np.full(1024, -1, dtype=np.int32)
+        self.data = _lazy((num, _SLOT_BYTES), np.uint8)
+        self.stamps = _lazy((num, 2 * _SLOT_READS), np.int64)
+        self.ends = _lazy((num, _SLOT_READS), np.uint32)
+        self.scratch = np.zeros(kernels.NUM_SCRATCH, dtype=np.int64)
+        self.out = np.zeros((max(num, _EVENTS) + 1, 3), dtype=np.int64)
+        at = self.scratch.ctypes.data
+        self.scratch[kernels.MSG + 2] = at + 8 * kernels.IOV
+        self.scratch[kernels.MSG + 3] = 1
+        self.scratch[kernels.MSG + 4] = at + 8 * kernels.CONTROL
+        self.events = np.zeros(kernels.EVENT_WORDS * _EVENTS, dtype=np.uint32)
+        self.tail = np.frombuffer(SSE_END, dtype=np.uint8)
+        self._views()
+
+    def _views(self) -> None:
+        self.data_bytes = self.data.reshape(-1).data
+        self.stamp_bytes = self.stamps.reshape(-1).data.cast("B")
+        self.end_words = self.ends.reshape(-1).data
+        self.arguments = (
+            self.events, self.table, self.slots, self.data, self.stamps, self.ends, _MOST_BYTES, self.scratch,
+            self.tail, self.out,
+        )  # fmt: skip
+
+    def know_descriptor(self, fd: int, slot: int) -> None:
+        while fd >= len(self.slots):
+            self.slots = np.append(self.slots, np.full(len(self.slots), -1, dtype=np.int32))
+            self._views()
+        self.slots[fd] = slot
+
+
+class CompiledReads:
+    """Connections of one client on the compiled path, and the loop that serves them while requests run."""
+
+    def __init__(self, client: Client, kernels: Any, num_connections: int) -> None:
+        self.client, self.kernels = client, kernels
+        self.memory = _Memory(kernels, min(MOST_CONNECTIONS, max(64, num_connections)))
+        self.table = self.memory.table
+        num = len(self.table)
+        self.conns: list[Connection | None] = [None] * num
+        self.free = list(range(num - 1, -1, -1))
+        self.poll = select.epoll()
+        self.active = self.turn_due = False
+        self.soon: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self.held: list[tuple[int, int, Callable[[], None]]] = []
+        self.serial = itertools.count()
+        self.callbacks: dict[int, Callable[[], None]] = {}
+        self.num_responses = 0
+
+    # Connections
+
+    def adopt(self, conn: Connection) -> bool:
+        """Take a connection without a response; False when there is no room."""
+        if not self.free:
+            return False
+        slot = self.free.pop()
+        fd = conn.sock.fileno()
+        self.memory.know_descriptor(fd, slot)
+        self.table[slot] = 0
+        self.table[slot, self.kernels.FD] = fd
+        self.table[slot, self.kernels.MODE] = self.kernels.IDLE
+        self.conns[slot], conn.slot = conn, slot
+        self.memory.data[slot, :_TOUCHED_BYTES:4096] = 0
+        self.poll.register(fd, self._mask)
+        return True
+
+    _mask = select.EPOLLIN | getattr(select, "EPOLLRDHUP", 0x2000) | select.EPOLLET if hasattr(select, "EPOLLET") else 0
+
+    def begin(self, slot: int, sent_ns: int) -> None:
+        """A request goes out on the slot's connection."""
+        k = self.kernels
+        row = self.table[slot]
+        row[k.USED :] = 0
+        row[k.MODE], row[k.SENT_NS], row[k.LAST_NS] = k.HEAD, sent_ns, sent_ns
+
+    def end(self, slot: int) -> None:
+        """The response is over; the connection is kept."""
+        k = self.kernels
+        row = self.table[slot]
+        row[k.USED] = row[k.NUM_READS] = 0
+        row[k.MODE] = k.IDLE
+
+    def release(self, conn: Connection) -> None:
+        """Let go of a connection. What its answer has brought so far moves to the connection's own buffers."""
+        slot, conn.slot = conn.slot, -1
+        self.pull(conn, slot)
+        with contextlib.suppress(OSError, ValueError):
+            self.poll.unregister(conn.sock)
+        self.memory.slots[self.table[slot, self.kernels.FD]] = -1
+        self.table[slot, self.kernels.MODE] = self.kernels.FREE
+        self.conns[slot] = None
+        self.free.append(slot)
+
+    def raw(self, slot: int) -> tuple[memoryview, memoryview, memoryview]:
+        """(stamps as bytes, ends, bytes) of what the slot holds: views, good until the next read."""
+        used, num = self.table[slot, 1:3].tolist()
+        m, at = self.memory, slot * _SLOT_READS
+        return (
+            m.stamp_bytes[16 * at : 16 * (at + num)],
+            m.end_words[at : at + num],
+            m.data_bytes[slot * _SLOT_BYTES : slot * _SLOT_BYTES + used],
+        )
+
+    def num_reads(self, slot: int) -> int:
+        return int(self.table[slot, self.kernels.NUM_READS])
+
+    def pull(self, conn: Connection, slot: int) -> None:
+        """Move the slot's content to the connection's own buffers."""
+        stamps, ends, data = self.raw(slot)
+        if len(data):
+            conn.buf += data
+            conn.stamps += stamps
+            conn.ends.extend(ends)
+            if conn.framing == Framing.CHUNKED:
+                conn.walk_at, conn.tail = int(self.table[slot, self.kernels.WALK_AT]), b"\r\n\r\n"
+        self.table[slot, self.kernels.USED] = self.table[slot, self.kernels.NUM_READS] = 0
+
+    def demote(self, conn: Connection) -> None:
+        """This answer goes on on the event loop's path."""
+        self.release(conn)
+        conn.watch()
+
+    # Events
+
+    def handle(self, conn: Connection, slot: int, reason: int, error: int) -> None:
+        """What compiled code leaves to Python, for one connection."""
+        k = self.kernels
+        why = reason & ~k.MORE
+        if why == k.COMPLETE:
+            self.num_responses += 1
+            conn.finish(None, "")
+        elif why == k.AT_HEAD:
+            self._head(conn, slot)
+        elif why == k.LOOK:
+            self._look(conn, slot)
+        elif why == k.FULL:
+            self._write_part(conn, slot)
+        elif why == k.ENDED:
+            conn.ended()
+        elif why == k.LOST:
+            conn.lost("reset", os.strerror(error))
+        elif why == k.UNASKED:
+            if conn.item < 0:
+                self.client.unsolicited(conn)
+            else:
+                conn.lost("malformed_http", "bytes came before the request was sent")
+        else:
+            which = {k.TIMEOUT: "total", k.NO_FIRST_BYTE: "first", k.STALL: "stall"}[why]
+            conn.over_limit(which, self.client.limits)
+        if reason & k.MORE and conn.slot == slot:
+            self.poll.modify(conn.sock, self._mask)  # edge-triggered: tell again of what is left
+
+    def _head(self, conn: Connection, slot: int) -> None:
+        k = self.kernels
+        row = self.table[slot]
+        data = self.raw(slot)[2]
+        head = read_head(bytes(data[:HEAD_LIMIT_BYTES]))
+        if head is None:
+            return
+        if head.framing != Framing.CHUNKED:
+            self.pull(conn, slot)
+            conn.perhaps_complete()
+            if conn.slot == slot and conn.item >= 0:
+                self.demote(conn)
+            return
+        conn.take_head(head)
+        row[k.MODE], row[k.BODY_AT], row[k.WALK_AT] = k.BODY, head.body_at, head.body_at
+        if data[-len(SSE_END) :] == SSE_END:
+            self.num_responses += 1
+            conn.finish(None, "")
+        else:
+            self._look(conn, slot)
+
+    def _look(self, conn: Connection, slot: int) -> None:
+        """Step over whole chunks: is this the end, or something odd?"""
+        k = self.kernels
+        row = self.table[slot]
+        used = int(row[k.USED])
+        at, state = k.walk(self.memory.data[slot], int(row[k.WALK_AT]), used)
+        row[k.WALK_AT] = at
+        if state == k.DONE:
+            self.num_responses += 1
+            conn.finish_at(used - at)
+        elif state == k.ODD:
+            self.demote(conn)
+            conn.hand_over()
+
+    def _write_part(self, conn: Connection, slot: int) -> None:
+        """Spill what has been read up to the last whole chunk that a read ended with."""
+        k = self.kernels
+        self._look(conn, slot)
+        if conn.slot != slot or conn.item < 0:
+            return
+        row = self.table[slot]
+        num, at = int(row[k.NUM_READS]), int(row[k.WALK_AT])
+        ends = self.memory.ends[slot]
+        keep = int(np.searchsorted(ends[:num], at, side="right"))
+        if not keep:
+            self.demote(conn)
+            return
+        cut = int(ends[keep - 1])
+        stamps, end_words, data = self.raw(slot)
+        self.client.spill.part(self.client.positions[conn.item], stamps[: 16 * keep], end_words[:keep], data[:cut])
+        rest, left = num - keep, int(row[k.USED]) - cut
+        m = self.memory
+        m.data[slot, :left] = m.data[slot, cut : cut + left].copy()
+        m.stamps[slot, : 2 * rest] = m.stamps[slot, 2 * keep : 2 * num].copy()
+        ends[:rest] = ends[keep:num] - np.uint32(cut)
+        row[k.USED], row[k.NUM_READS], row[k.WALK_AT] = left, rest, at - cut
+        row[k.BASE] += cut
+        conn.base += cut
+
+    def watchdog(self, now: int, limits: Limits) -> int:
+        """Limits of every connection on this path; the reads of answers in flight."""
+        out = self.memory.out
+        found = self.kernels.overdue(self.table, now, limits.first_ns, limits.stall_ns, limits.total_ns, out)
+        for slot, reason, _ in out[:found].tolist():
+            conn = self.conns[slot]
+            if conn is not None and conn.item >= 0:
+                self.handle(conn, slot, reason, 0)
+        return int(self.table[:, self.kernels.NUM_READS].sum())
+
+    # The loop
+
+    def start(self, loop: asyncio.AbstractEventLoop, timers: dict[int, Callable[[], None]]) -> None:
+        """Serve until ``client.done`` is set. ``timers``: descriptors that must be heard at once."""
+        self.loop = loop
+        self.timers = timers
+        for fd, callback in timers.items():
+            loop.remove_reader(fd)
+            self.poll.register(fd, select.EPOLLIN)
+            self.callbacks[fd] = callback
+        self.backend = loop._get_backend_id()  # type: ignore[attr-defined]
+        self.poll.register(self.backend, select.EPOLLIN)
+        self.callbacks[self.backend] = self._loop_has_something
+        self.active = True
+        loop.call_soon(self._turn)
+
+    def _loop_has_something(self) -> None:
+        self.turn_due = True
+
+    def _turn(self) -> None:
+        """Serve until the event loop has something to do, let it, and come back."""
+        done = self.client.done
+        try:
+            # Descriptors that were given to the event loop meanwhile are watched only after its next wait.
+            while not self.turn_due and not done.is_set():
+                self._once()
+        finally:
+            self.turn_due = False
+            if done.is_set():
+                self._leave()
+            else:
+                self.loop.call_soon(self._turn)
+
+    def _once(self) -> None:
+        m = self.memory
+        found = self.kernels.receive(self.poll.fileno(), self._timeout_ms(), *m.arguments)
+        if found < 0:
+            raise OSError(-found, os.strerror(-found))
+        rows = m.out[:found].tolist()
+        # Who an event is for is settled before any is handled: handling one may close and open connections.
+        events = [(self.conns[row] if reason else None, row, reason, error) for row, reason, error in rows]
+        for conn, row, reason, error in events:
+            if conn is not None:
+                if conn.slot == row and not conn.dead:
+                    self.handle(conn, row, reason, error)
+            elif not reason:
+                callback = self.callbacks.get(row)
+                if callback is not None:
+                    callback()
+        for _ in range(len(self.soon)):
+            function, arguments = self.soon.popleft()
+            function(*arguments)
+        while self.held and self.held[0][0] <= time.monotonic_ns():
+            heapq.heappop(self.held)[2]()
+
+    def _timeout_ms(self) -> int:
+        if self.soon:
+            return 0
+        if self.held:
+            return max(0, -(-(self.held[0][0] - time.monotonic_ns()) // 1_000_000))
+        return -1
+
+    def _leave(self) -> None:
+        """Back to the event loop alone, until the next phase."""
+        self.active = False
+        for fd, callback in self.timers.items():
+            self.poll.unregister(fd)
+            self.loop.add_reader(fd, callback)
+        self.poll.unregister(self.backend)
+        self.callbacks.clear()
+        while self.soon:
+            function, arguments = self.soon.popleft()
+            self.loop.call_soon(function, *arguments)
+
+    def close(self) -> None:
+        self.poll.close()

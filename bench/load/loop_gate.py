@@ -1,0 +1,60 @@
+"""The event loop as a client sees it when the compiled path serves beside it."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from bench.load.compiled_reads import CompiledReads
+
+
+class LoopGate:
+    """The event loop as the client sees it. While the compiled path serves, what is to be done soon or later is done
+    there, and descriptors given to the event loop earn it a turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.reads: CompiledReads | None = None
+
+    def _taken(self) -> CompiledReads | None:
+        return self.reads if self.reads is not None and self.reads.active else None
+
+    def call_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
+        reads = self._taken()
+        if reads is None:
+            self._loop.call_soon(function, *arguments)
+        else:
+            reads.soon.append((function, arguments))
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        reads = self._taken()
+        if reads is None:
+            self._loop.call_later(delay_s, function)
+        else:
+            at = time.monotonic_ns() + round(delay_s * 1e9)
+            heapq.heappush(reads.held, (at, next(reads.serial), function))
+
+    def _watch(self) -> None:
+        if self.reads is not None:
+            self.reads.turn_due = True
+
+    def add_reader(self, fd: Any, function: Callable[[], None]) -> None:
+        self._watch()
+        self._loop.add_reader(fd, function)
+
+    def add_writer(self, fd: Any, function: Callable[[], None]) -> None:
+        self._watch()
+        self._loop.add_writer(fd, function)
+
+    def remove_reader(self, fd: Any) -> None:
+        self._watch()
+        self._loop.remove_reader(fd)
+
+    def remove_writer(self, fd: Any) -> None:
+        self._watch()
+        self._loop.remove_writer(fd)

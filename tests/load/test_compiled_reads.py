@@ -1,0 +1,105 @@
+"""The compiled path against the event loop's: the same records, the same classes for every fault, stamps as exact."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.load.compiled_reads import load_kernels
+from bench.load.mock import Delay, Fault, read_truth
+from bench.load.mock_config import FAULT_KINDS
+from bench.load.schedule import closed_loop, open_loop
+from bench.load.self_test import errors_against_truth
+from bench.load.wire import Walk, walk_chunks
+from tests.load.conftest import make_requests, run
+from tests.load.test_faults import EXPECTED
+from tests.load.test_wire import chunked, payloads
+
+PATHS = ("compiled", "event_loop")
+try:
+    KERNELS = load_kernels()[0]
+except RuntimeError as e:
+    pytest.skip(str(e), allow_module_level=True)
+
+
+@settings(max_examples=400, deadline=None)
+@given(payloads, st.binary(max_size=12), st.integers(0, 200), st.sampled_from(["keep", "replace", "insert"]), st.data())
+def test_walk_is_that_of_the_event_loop(parts: list[bytes], junk: bytes, where: int, how: str, data: Any) -> None:
+    body = chunked(parts)
+    where %= len(body)
+    if how != "keep":
+        body = body[:where] + junk + body[where + (len(junk) if how == "replace" else 0) :]
+    body = body[: data.draw(st.integers(0, len(body)))]
+    at, state = walk_chunks(body, 0)
+    found = KERNELS.walk(np.frombuffer(body or b"\0", dtype=np.uint8), 0, len(body))
+    assert (found[0], Walk(found[1])) == (at, state)
+
+
+def test_every_fault_is_the_same_record_on_both_paths(serve_mock: Callable[..., Any]) -> None:
+    """Request k meets fault k: of the faults that come every 1, 2, 3, ... requests the rarest wins."""
+    kinds = [k for k in FAULT_KINDS if k not in ("refuse", "no_accept")]
+    faults = tuple(Fault(k, every=n, retry_after_s=0.1) for n, k in reversed(list(enumerate(kinds, 1))))
+    seen = {}
+    with serve_mock(faults=faults) as url:
+        for path in PATHS:
+            result = run(url, closed_loop(make_requests(len(kinds)), 8), options={"receive_path": path})
+            result.close()
+            assert result.honesty.receive_path == path.replace("_", " ")
+            records = sorted(result.records, key=lambda r: r.index)
+            seen[path] = [
+                (r.index, r.error, r.osl, r.http_status, r.token_source, r.finish_reason, r.retry_after_s)
+                for r in records
+            ]
+            details = [r.error_detail or "" for r in records]
+            assert all(EXPECTED[kinds[r.index]][1] in d for r, d in zip(records, details, strict=True))
+    assert seen["compiled"] == seen["event_loop"]
+    assert [row[1] for row in seen["compiled"]] == [EXPECTED[k][0] for k in kinds]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_stamps_are_those_of_the_kernel(path: str, serve_mock: Callable[..., Any], tmp_path: Path) -> None:
+    log = tmp_path / "truth"
+    with serve_mock(log_path=str(log), itl=Delay(0.01)) as url:
+        result = run(url, closed_loop(make_requests(40, 20), 20), options={"receive_path": path})
+    ttft, itl, _ = errors_against_truth(result, read_truth(log))
+    tokens = sum(int(b["tokens"].sum()) for b in result.chunk_blocks())
+    result.close()
+    assert [(r.error, r.osl) for r in result.records] == [(None, 20)] * 40 and tokens == 800
+    assert result.honesty.stamps == "kernel"
+    assert (result.honesty.compiled_ratio == 1.0) == (path == "compiled")
+    # The sending side's clock is read before the system call: the median leaves out what was preempted between.
+    assert np.median(np.abs(ttft)) < 0.002 and np.median(np.abs(itl)) < 0.001
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_open_loop_with_a_cap_and_retry_after(processes: int, serve_mock: Callable[..., Any]) -> None:
+    """Timers, the shared semaphore, held slots and unusual answers while compiled code is the loop."""
+    options = {"receive_path": "compiled", "num_processes": processes}
+    with serve_mock(faults=(Fault("http_429", every=4, retry_after_s=0.05), Fault("until_close", every=3))) as url:
+        capped = run(url, open_loop(make_requests(60), 300.0, max_in_flight=4, arrivals="constant"), options=options)
+        closed = run(url, closed_loop(make_requests(60), 6), options=options)
+    for result in (capped, closed):
+        result.close()
+        assert {r.index: r.error for r in result.records} == {i: "http_429" if i % 4 == 3 else None for i in range(60)}
+
+
+def test_unix_sockets_are_stamped_in_user_space(serve_mock: Callable[..., Any], tmp_path: Path) -> None:
+    with serve_mock(uds=str(tmp_path / "s")) as url:
+        result = run(url, options={"receive_path": "compiled"})
+    result.close()
+    assert result.honesty.stamps == "user" and result.honesty.compiled_ratio == 1.0
+    for r in result.records:
+        assert r.error is None and 0.005 < r.first_token_s - r.sent_s < 2  # type: ignore[operator]
+
+
+def test_other_systems_keep_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(RuntimeError, match="Linux"):
+        load_kernels()
