@@ -189,7 +189,7 @@ def main() -> int:
     data: dict[str, Any] = {"clients": {}}
     if args.out.exists():
         data = json.loads(args.out.read_text())
-    data["machine"] = f"{machine_name().split(', ', 1)[1]}, Linux {platform.release()}"
+    data["machine"] = f"{machine_name().split(', ', 1)[1]}, Linux {'.'.join(platform.release().split('.')[:2])}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for client in named(args.clients.split(",")):
         found = measure(client, cases, quick=args.quick)

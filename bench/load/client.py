@@ -366,9 +366,7 @@ class Client:
         live_reads = self.num_reads_done
         self.num_ticks += 1
         look = self.num_ticks % QUIET_LOOK_TICKS == 0
-        for conn in list(self.all):
-            if conn.slot >= 0:
-                continue
+        for conn in self._on_event_loop():
             if conn.item >= 0:
                 live_reads += len(conn.ends)
                 conn.check(now, limits, look)
@@ -385,6 +383,14 @@ class Client:
         if stop:
             self.stop(now, abort=stop >= Stop.ABORT)
         self._arm_tick(time.monotonic_ns())
+
+    def _on_event_loop(self) -> list[Connection]:
+        """Connections that the compiled path does not watch."""
+        if self.reads is None:
+            return list(self.all)
+        if self.reads.num_taken == len(self.all):
+            return []
+        return [conn for conn in self.all if conn.slot < 0]
 
     def _step_limit(self, now: int) -> None:
         if self.steps and self.semaphore_fd is None and self.start_ns:

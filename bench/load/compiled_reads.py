@@ -149,6 +149,11 @@ class CompiledReads:
 
     _mask = select.EPOLLIN | getattr(select, "EPOLLRDHUP", 0x2000) | select.EPOLLET if hasattr(select, "EPOLLET") else 0
 
+    @property
+    def num_taken(self) -> int:
+        """Connections that this path serves now."""
+        return len(self.conns) - len(self.free)
+
     def begin(self, slot: int, sent_ns: int) -> None:
         """A request goes out on the slot's connection."""
         k = self.kernels
@@ -296,12 +301,12 @@ class CompiledReads:
     def watchdog(self, now: int, limits: Limits) -> int:
         """Limits of every connection on this path; the reads of answers in flight."""
         out = self.memory.out
-        found = self.kernels.overdue(self.table, now, limits.first_ns, limits.stall_ns, limits.total_ns, out)
+        found, num_reads = self.kernels.overdue(self.table, now, limits.first_ns, limits.stall_ns, limits.total_ns, out)
         for slot, reason, _ in out[:found].tolist():
             conn = self.conns[slot]
             if conn is not None and conn.item >= 0:
                 self.handle(conn, slot, reason, 0)
-        return int(self.table[:, self.kernels.NUM_READS].sum())
+        return int(num_reads)
 
     # The loop
 

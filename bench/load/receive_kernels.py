@@ -214,13 +214,15 @@ def receive(
 
 
 @_compiled
-def overdue(table: Any, now: int, first_ns: int, stall_ns: int, total_ns: int, out: Any) -> int:
-    """The watchdog's look at every connection in flight: limits, and quiet ones whose end may not have looked like one."""
-    found = 0
+def overdue(table: Any, now: int, first_ns: int, stall_ns: int, total_ns: int, out: Any) -> Any:
+    """The watchdog's look at every connection in flight: limits, and quiet ones whose end may not have looked like one.
+    (rows of ``out``, reads of the answers in flight)."""
+    found = total = 0
     for slot in range(len(table)):
         row = table[slot]
         if row[MODE] != HEAD and row[MODE] != BODY:
             continue
+        total += row[NUM_READS]
         reads, reason = row[NUM_READS] + row[BASE], 0
         if reads != row[SEEN_READS]:
             row[SEEN_READS] = reads
@@ -238,4 +240,4 @@ def overdue(table: Any, now: int, first_ns: int, stall_ns: int, total_ns: int, o
         if reason and found < len(out):
             out[found, 0], out[found, 1], out[found, 2] = slot, reason, 0
             found += 1
-    return found
+    return found, total
