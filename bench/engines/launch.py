@@ -21,51 +21,40 @@ class EngineLaunch:
     load_kind: str = "offline"  # "offline": vllm.LLM; anything else: AsyncLLM, which serves offline batches too
 
 
-class EngineDied(BenchError):
+class _EngineFailure(BenchError):
+    """How an engine failed: ``reason``, and ``log_tail``, the last lines of its log. Crosses processes whole."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        next_step: str | None = None,
+        reason: str = "crash",
+        log_tail: str = "",
+    ) -> None:
+        super().__init__(what, where=where, next_step=next_step)
+        self.reason, self.log_tail = reason, log_tail
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.what, self.where, self.next_step, self.reason, self.log_tail))
+
+
+class EngineDied(_EngineFailure):
     """An engine ended or had to be ended in the middle of a run.
 
-    ``reason``: crash, out-of-memory, hang, time-limit or killed. ``log_tail``: the last lines of its log.
+    ``reason``: crash, out-of-memory, hang, time-limit or killed.
     """
 
     exit_code = EXIT_SOME_FAILED
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str | None = None,
-        next_step: str | None = None,
-        reason: str = "crash",
-        log_tail: str = "",
-    ) -> None:
-        super().__init__(what, where=where, next_step=next_step)
-        self.reason, self.log_tail = reason, log_tail
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.where, self.next_step, self.reason, self.log_tail))
-
-
-class EngineStartFailed(EngineUnavailable):
+class EngineStartFailed(_EngineFailure, EngineUnavailable):
     """The engine did not come up.
 
     ``reason``: bad-argument, missing-model, out-of-memory, not-installed, unsupported-version, start-timeout, killed,
-    unavailable or crash. ``log_tail``: the last lines of its log.
+    unavailable or crash.
     """
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str | None = None,
-        next_step: str | None = None,
-        reason: str = "crash",
-        log_tail: str = "",
-    ) -> None:
-        super().__init__(what, where=where, next_step=next_step)
-        self.reason, self.log_tail = reason, log_tail
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.where, self.next_step, self.reason, self.log_tail))
 
 
 def _rebuild(cls: Any, what: str, where: str | None, next_step: str | None, reason: str, tail: str) -> BenchError:
