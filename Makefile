@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core-installed
 ENGINE := $(VENV)/.engine-installed
 EXPERIMENT ?=
+TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup bench test perf accuracy validate-sim worked-example kernels gpu-evidence lint clean
@@ -27,8 +28,8 @@ setup: $(ENGINE) ## install everything into .venv (vLLM: the GPU build where the
 bench: setup ## measure what this machine has and write a report (EXPERIMENT=file for your own)
 	$(BIN)/bench run $(EXPERIMENT)
 
-test: setup ## all tests
-	$(BIN)/python -m pytest
+test: setup ## all tests (TEST_JOBS=n: how many at once)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder
 
 perf: setup ## benchmarks of TokenYield itself, against its peers
 	$(BIN)/python -m perf
