@@ -123,7 +123,7 @@ def _on_axes(
     top = max(ceilings.peak(d) for d in dtypes)
     rates = [c.flops_per_s for c in cells] + [k.flops_per_s for k in kernels]
     bottom = min([low * ceilings.memory_bytes_per_s, *[r / 2 for r in rates]])
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, 3 * top))
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, 3 * max([top, *rates])))
     axes.set_xlabel("arithmetic intensity (FLOP per byte of memory traffic)")
     axes.set_ylabel("rate on one device (FLOP/s)")
     axes.yaxis.set_major_formatter(lambda v, _: si(v, "FLOP/s", 1))
