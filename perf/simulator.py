@@ -32,7 +32,8 @@ from bench.load import schedule as build
 from bench.records import Request
 from bench.sim import compiled, loop
 from bench.sim.inputs import prepare
-from bench.sim.search import Demand, Space, search
+from bench.sim.search import search
+from bench.sim.search_space import Demand, Space
 from bench.sim.setup import EngineSetup, engine_setup
 from bench.sim.step_time_kernel import step_time_s
 

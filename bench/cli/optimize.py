@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from bench.cli.predict import ROUTING
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED
 
 
@@ -47,7 +48,8 @@ def _names(text: str | None) -> tuple[str | None, ...]:
     metavar="ISL/OSL",
     help="Lengths in tokens; drawn from 80-100 % of them.",
 )
-@click.option("--prefix-tokens", type=click.IntRange(0), default=0, help="Leading tokens that all prompts share.")
+@click.option("--prefix-tokens", type=click.IntRange(0), default=0, help="Leading tokens that prompts share.")
+@click.option("--prefix-groups", type=click.IntRange(1), default=1, help="So many different prefixes [1].")
 @click.option(
     "--objective",
     type=click.Choice(["throughput", "cost", "goodput"]),
@@ -60,6 +62,13 @@ def _names(text: str | None) -> tuple[str | None, ...]:
     "--rate", type=float, help="Requests per second to serve (Poisson); then the fewest replicas are looked for."
 )
 @click.option("--max-gpus", type=click.IntRange(1), default=8, show_default=True, help="GPUs to use at most.")
+@click.option("--routing", type=click.Choice(ROUTING), default="least-loaded", show_default=True, help="Of the fleet.")
+@click.option(
+    "--disaggregate",
+    "kv_link",
+    metavar="LINK",
+    help="Try prefill and decode pools too, of every ratio; the KV cache moves over LINK: nvlink, pcie, ndr, 40GB/s, ...",
+)
 @click.option("--tp", metavar="N,...", help="tensor_parallel_size [1,2,4,8].")
 @click.option("--pp", metavar="N,...", help="pipeline_parallel_size [1].")
 @click.option("--quantization", metavar="NAME,...", help="e.g. none,fp8 [none].")
@@ -73,7 +82,8 @@ def _names(text: str | None) -> tuple[str | None, ...]:
 @click.option("--top", type=click.IntRange(1), default=8, show_default=True, help="Engines to list.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 def command(
-    model: str, gpus: str, shape: str, prefix_tokens: int, objective: str, slo: str | None, rate: float | None, max_gpus: int,
+    model: str, gpus: str, shape: str, prefix_tokens: int, prefix_groups: int, objective: str, slo: str | None,
+    rate: float | None, max_gpus: int, routing: str, kv_link: str | None,
     tp: str | None, pp: str | None, quantization: str | None, kv_cache_dtype: str | None, max_num_seqs: str | None,
     max_num_batched_tokens: str | None, price: float | None, profile: str | None, top: int, as_json: bool,
 ) -> int:  # fmt: skip
@@ -87,7 +97,9 @@ def command(
     from bench.config.experiment import parse_shape
     from bench.engines.simulated import simulate
     from bench.errors import BadInput
-    from bench.sim.search import Demand, Space, search
+    from bench.sim.fleets import link_bytes_per_s
+    from bench.sim.search import search
+    from bench.sim.search_space import Demand, Space
 
     try:
         isl, osl = parse_shape(shape)
@@ -107,11 +119,16 @@ def command(
         _numbers(max_num_seqs, (None,)),
         _numbers(max_num_batched_tokens, (None,)),
         max_gpus,
+        routing.replace("-", "_"),  # type: ignore[arg-type]
+        kv_link,
     )
+    if kv_link is not None:
+        for h in hardware:
+            link_bytes_per_s(kv_link, h)
     prices = _prices(hardware, price, needed=objective == "cost")
     begin = time.perf_counter()
     found = search(
-        load_model(model), space, Demand(isl, osl, prefix_tokens, rate), simulate,
+        load_model(model), space, Demand(isl, osl, prefix_tokens, prefix_groups, rate), simulate,
         objective=objective,  # type: ignore[arg-type]
         slo=load_slo(slo) if slo else None, price_per_gpu_hour=prices,
         profile=Path(profile) if profile else None,
@@ -151,6 +168,10 @@ def _describe(p: Any) -> str:
     return text + (f" batched{a['max_num_batched_tokens']}" if a["max_num_batched_tokens"] else "")
 
 
+def _fleet(p: Any) -> str:
+    return f"{p.shape.prefill}p+{p.shape.decode}d" if p.shape.disaggregated else str(p.num_engines)
+
+
 def _line(p: Any, prices: dict[str, float]) -> str:
     from bench.sim.search import usd_per_million
     from bench.units import significant, usd_text
@@ -160,7 +181,7 @@ def _line(p: Any, prices: dict[str, float]) -> str:
     cost = usd_text(usd_per_million(p, price)) if price is not None else "n/a"
     level = f"c{p.level}" if p.level else "rate"
     return (
-        f"{_describe(p):<40}{p.num_engines:>4} x{p.setup.num_gpus:<3}{level:>6}{significant(v['output_tokens_per_s']):>12}"
+        f"{_describe(p):<40}{_fleet(p):>6} x{p.setup.num_gpus:<3}{level:>6}{significant(v['output_tokens_per_s']):>12}"
         f"{significant(v['output_tokens_per_s'] / p.num_gpus):>12}{v['ttft_p50_s'] * 1e3:>10,.0f}{v['ttft_p99_s'] * 1e3:>10,.0f}"
         f"{v['tpot_p50_s'] * 1e3:>9.1f}{v['tpot_p99_s'] * 1e3:>9.1f}{cost:>10}"
     )
@@ -170,7 +191,7 @@ def _print(
     found: Any, objective: str, prices: dict[str, float], wall_s: float, top: int, model: str, shape: str
 ) -> None:
     from bench.sim.scheduler import PROVED_AGAINST_VLLM
-    from bench.sim.search import explain
+    from bench.sim.search_explain import explain
 
     click.echo(
         f"SIMULATED, nothing here was measured: {model} {shape}, best {objective} per GPU; {len(found.points)} configurations in {wall_s:.1f} s"
@@ -181,12 +202,14 @@ def _print(
             click.echo(f"  {_describe(p)} x{p.num_engines} at {p.level or 'the rate'}: {p.broken}")
         return
     head = (
-        f"{'engine':<40}{'engines':>5}{'GPUs':<4}{'load':>6}{'tok/s':>12}{'per GPU':>12}{'TTFT p50':>10}{'p99 ms':>10}"
+        f"{'engine':<40}{'engines':>7}{'GPUs':<4}{'load':>6}{'tok/s':>12}{'per GPU':>12}{'TTFT p50':>10}{'p99 ms':>10}"
         f"{'TPOT p50':>9}{'p99 ms':>9}{'$/M out':>10}"
     )
     click.echo(head)
     for p in found.ranked[:top]:
         click.echo(_line(p, prices))
+    if any(p.shape.disaggregated for p in found.points):
+        click.echo("p+d: engines of a prefill and a decode pool")
     click.echo("the winner as a fleet behind its router, other requests, more of them:")
     click.echo(_line(found.confirmed, prices) + (f"  {found.confirmed.broken}" if found.confirmed.broken else ""))
     click.echo("why:")
@@ -205,7 +228,8 @@ def _print(
 
 def _json(found: Any, objective: str, prices: dict[str, float], wall_s: float) -> dict[str, Any]:
     from bench.sim.scheduler import PROVED_AGAINST_VLLM
-    from bench.sim.search import explain, usd_per_million
+    from bench.sim.search import usd_per_million
+    from bench.sim.search_explain import explain
 
     def one(p: Any) -> dict[str, Any]:
         price = prices.get(p.setup.hardware.name)
@@ -213,6 +237,8 @@ def _json(found: Any, objective: str, prices: dict[str, float], wall_s: float) -
             **p.axes,
             "concurrency": p.level or None,
             "num_engines": p.num_engines,
+            "prefill_engines": p.shape.prefill or None,
+            "decode_engines": p.shape.decode or None,
             "num_gpus": p.num_gpus,
             "values": p.values,
             "slo_broken": p.broken,

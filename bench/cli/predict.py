@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED
+
+if TYPE_CHECKING:
+    from bench.config.experiment import FleetSpec
+
+ROUTING = ("round-robin", "least-loaded", "prefix-aware")
 
 #: metric of the summary -> (heading, metric of the interval, factor for printing)
 _SHOWN = (
@@ -33,18 +38,27 @@ _SHOWN = (
     "--profile", type=click.Path(exists=True, dir_okay=False), help="A calibration written by `bench calibrate`."
 )
 @click.option("--kernels", type=click.Path(exists=True), help="A result of `bench kernels` from the predicted device.")
+@click.option("--engines", type=click.IntRange(1), help="So many equal engines behind a router.")
+@click.option("--routing", type=click.Choice(ROUTING), help="How the router spreads requests [least-loaded].")
+@click.option("--prefill", type=click.IntRange(1), help="Disaggregated: so many engines do nothing but prompts ...")
+@click.option("--decode", type=click.IntRange(1), help="... and so many do the rest.")
+@click.option(
+    "--kv-link", metavar="NAME", help="What the KV cache moves over: nvlink, pcie, ndr, 400gbe, ... or 40GB/s."
+)
 @click.option("--only", multiple=True, metavar="TEXT", help="Only cells whose id contains TEXT. May be repeated.")
 @click.option("--repeats", type=click.IntRange(1), help="Simulated runs per cell (default: as in the experiment).")
 @click.option("--results", type=click.Path(file_okay=False), help="Folder for results (default: results/).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
 def command(
-    experiment: str, gpus: tuple[str, ...], profile: str | None, kernels: str | None, only: tuple[str, ...],
+    experiment: str, gpus: tuple[str, ...], profile: str | None, kernels: str | None, engines: int | None,
+    routing: str | None, prefill: int | None, decode: int | None, kv_link: str | None, only: tuple[str, ...],
     repeats: int | None, results: str | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Simulate EXPERIMENT on other GPUs: vLLM's scheduler step by step over predicted step times.
 
     The runs are stored as `bench run` stores its own, marked as simulated, under <experiment>.predicted; lay them over
-    measured ones with `bench report EXPERIMENT --with EXPERIMENT.predicted`.
+    measured ones with `bench report EXPERIMENT --with EXPERIMENT.predicted`. Several engines behind a router, or a prefill and a
+    decode pool, are asked for with --engines, --routing, --prefill, --decode and --kv-link.
     """
     from bench.catalog.hardware import load_hardware
     from bench.config.loading import load
@@ -59,7 +73,8 @@ def command(
     loaded = load(experiment)
     names = [name.strip() for text in gpus for name in text.split(",") if name.strip()]
     own = Path(profile) if profile else None
-    wanted = targets(loaded, [load_hardware(name) for name in names], own)
+    fleet = _fleet(engines, routing, prefill, decode, kv_link)
+    wanted = targets(loaded, [load_hardware(name) for name in names], own, fleet)
     if only:
         wanted = [t for t in wanted if any(text in t.cell.cell_id for text in only)]
         if not wanted:
@@ -83,6 +98,24 @@ def command(
     return EXIT_DONE
 
 
+def _fleet(
+    engines: int | None, routing: str | None, prefill: int | None, decode: int | None, kv_link: str | None
+) -> FleetSpec | None:
+    """The fleet that the options ask for; None if they say nothing. Raises BadInput for one that cannot be."""
+    from bench.config.experiment import FleetSpec
+    from bench.sim.fleets import FleetShape
+
+    given = {"engines": engines, "prefill": prefill, "decode": decode, "kv_link": kv_link}
+    given = {name: value for name, value in given.items() if value is not None}
+    if routing is not None:
+        given["routing"] = routing.replace("-", "_")
+    if not given:
+        return None
+    fleet = FleetSpec.model_validate(given)
+    FleetShape(**fleet.model_dump())
+    return fleet
+
+
 def _row(predicted: Any) -> dict[str, Any]:
     from bench.analysis.summary import summarise_run
     from bench.sim.scheduler import PROVED_AGAINST_VLLM
@@ -102,6 +135,7 @@ def _row(predicted: Any) -> dict[str, Any]:
     step_time = predicted.setup.step_time
     row |= {"step_time_source": step_time.source, "step_time_trust": step_time.trust, "num_runs": len(summaries)}
     row |= {"kv_source": predicted.setup.kv_source, "not_simulated": list(predicted.setup.ignored)}
+    row |= {"fleet": predicted.setup.shape.describe(), "num_gpus": predicted.setup.num_gpus}
     for key, _, metric, _ in _SHOWN:
         values = [s.values[key] for s in summaries if key in s.values]
         if not values:
@@ -145,6 +179,8 @@ def _print_sources(rows: list[dict[str, Any]], folder: Path, experiment: str, na
     click.echo(f"scheduler: proved step by step against vLLM {PROVED_AGAINST_VLLM}")
     for source in dict.fromkeys((r["gpu"], r["step_time_source"]) for r in rows if not r["refused"]):
         click.echo(f"step times of {source[0]}: {source[1]}")
+    for fleet, gpus in dict.fromkeys((r["fleet"], r["num_gpus"]) for r in rows if r.get("fleet", "1") != "1"):
+        click.echo(f"fleet: {fleet} ({gpus} GPUs); rates are of the whole fleet")
     ignored = sorted({name for r in rows for name in r.get("not_simulated", [])})
     if ignored:
         click.echo(f"engine arguments without effect on the simulation: {', '.join(ignored)}")

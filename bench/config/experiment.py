@@ -321,6 +321,16 @@ class EndpointEngine(Spec):
         return url
 
 
+class FleetSpec(Spec):
+    """Engines behind a router: ``engines`` equal ones, or pools of ``prefill`` and ``decode`` engines joined by ``kv_link``."""
+
+    engines: PositiveInt = 1
+    routing: Literal["round_robin", "least_loaded", "prefix_aware"] = "least_loaded"
+    prefill: NonNegativeInt = 0
+    decode: NonNegativeInt = 0
+    kv_link: str | None = None
+
+
 class SimulatedEngine(Spec):
     """The simulator: vLLM's scheduler over predicted step times, for hardware that is not at hand."""
 
@@ -328,6 +338,7 @@ class SimulatedEngine(Spec):
     gpu: str
     args: dict[str, Any] = {}
     profile: str | None = None
+    fleet: FleetSpec = FleetSpec()
 
 
 class NullEngine(Spec):

@@ -19,6 +19,7 @@ from bench.engines.host import EngineLaunch
 from bench.errors import BadInput
 from bench.records import EngineInfo, GpuSample, RequestRecord, Schedule
 from bench.sim.defaults import Usage
+from bench.sim.fleets import FleetShape
 from bench.sim.inputs import SimInputs, SimResult, prepare
 from bench.sim.outputs import chunk_columns, engine_steps, request_records
 from bench.sim.scheduler import PROVED_AGAINST_VLLM
@@ -40,6 +41,7 @@ def build(launch: EngineLaunch) -> SimulatedEngine:
         launch.args,
         usage="llm" if launch.load_kind == "offline" else "server",
         profile=Path(profile) if profile else None,
+        shape=FleetShape(**(spec.get("fleet") or {})),
     )
     return SimulatedEngine(setup)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.catalog.arch import ModelArch
 from bench.catalog.hardware import Hardware
-from bench.config.experiment import CellSpec, EndpointEngine, Experiment, TraceLoad, mean_length_tokens
+from bench.config.experiment import CellSpec, EndpointEngine, Experiment, FleetSpec, TraceLoad, mean_length_tokens
 from bench.config.experiment import SimulatedEngine as SimulatedSpec
 from bench.config.loading import LoadedExperiment, model_digest
 from bench.config.sweep import Cell, make_cell
@@ -22,6 +22,7 @@ from bench.records import Schedule
 from bench.runner.one_run import RunContext, base_manifest
 from bench.runner.results import write_resolved
 from bench.runner.schedules import build_schedule
+from bench.sim.fleets import FleetShape
 from bench.sim.setup import EngineSetup, engine_setup
 from bench.store import RunReader, RunWriter, list_runs, run_folder_name
 from bench.workload.synthetic import repeat_seed
@@ -50,8 +51,13 @@ class Predicted:
     wall_s: float
 
 
-def targets(loaded: LoadedExperiment, gpus: Sequence[Hardware], profile: Path | None) -> list[Target]:
-    """Every cell on every GPU. Raises BadInput for cells whose engine's arguments are not known (an endpoint)."""
+def targets(
+    loaded: LoadedExperiment, gpus: Sequence[Hardware], profile: Path | None, fleet: FleetSpec | None = None
+) -> list[Target]:
+    """Every cell on every GPU, served by ``fleet`` (None: what a simulated experiment says, else one engine).
+
+    Raises BadInput for cells whose engine's arguments are not known (an endpoint).
+    """
     out: dict[str, Target] = {}
     for measured in loaded.cells:
         engine = measured.spec.engine
@@ -62,12 +68,15 @@ def targets(loaded: LoadedExperiment, gpus: Sequence[Hardware], profile: Path | 
                 next_step="write the engine as kind: vllm or vllm_server with its args",
             )
         for hardware in gpus or [_own_gpu(loaded, measured)]:
+            own = engine.fleet if isinstance(engine, SimulatedSpec) else FleetSpec()
             kind = SimulatedSpec(
                 kind="simulated", gpu=hardware.name, args=measured.spec.engine_args,
-                profile=str(profile) if profile else None,
+                profile=str(profile) if profile else None, fleet=fleet or own,
             )  # fmt: skip
             spec = measured.spec.model_copy(update={"engine": kind})
             axes = {**measured.axes_dict(), "gpu": hardware.name}
+            if fleet is not None:
+                axes |= {f"engine.fleet.{k}": v for k, v in fleet.model_dump(exclude_defaults=True).items()}
             cell = make_cell(axes, spec, model_digest(spec.model))
             out.setdefault(cell.cell_id, Target(cell, measured, hardware))
     return list(out.values())
@@ -85,6 +94,8 @@ def _own_gpu(loaded: LoadedExperiment, cell: Cell) -> Hardware:
 def setup_of(target: Target, arch: ModelArch, profile: Path | None, kernels: Path | None) -> EngineSetup:
     """The engine that would serve the target's cell."""
     spec, served = target.cell.spec, target.measured.spec
+    assert isinstance(spec.engine, SimulatedSpec)
+    shape = FleetShape(**spec.engine.fleet.model_dump())
     typical = mean_length_tokens(spec.workload.isl) + mean_length_tokens(spec.workload.osl)
     return engine_setup(
         arch,
@@ -94,7 +105,8 @@ def setup_of(target: Target, arch: ModelArch, profile: Path | None, kernels: Pat
         profile=profile,
         kernels=kernels,
         typical_tokens=max(2, int(typical)),
-        over_http=served.engine.kind == "vllm_server",
+        over_http=served.engine.kind == "vllm_server" or shape.num_engines > 1,
+        shape=shape,
     )
 
 

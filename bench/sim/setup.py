@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from bench.catalog.hardware import Hardware
 from bench.catalog.memory import MemoryFit, fit
 from bench.errors import DoesNotFit
 from bench.sim.defaults import SCHEDULER_ARGS, Usage, scheduler_config
-from bench.sim.inputs import Fleet, Replica, RoutingPolicy
+from bench.sim.fleets import ONE_ENGINE, FleetShape, transfer_s_per_token
+from bench.sim.inputs import Fleet, Replica
 from bench.sim.profile import Profile, load_profile
 from bench.sim.scheduler import PROVED_AGAINST_VLLM, SchedulerConfig
 from bench.sim.step_time import StepTime, build_step_time
@@ -55,12 +56,14 @@ NEUTRAL_ARGS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class EngineSetup:
-    """One engine (all its data-parallel ranks) on one kind of GPU, ready to simulate.
+    """One engine (all its data-parallel ranks) on one kind of GPU, or a fleet of them, ready to simulate.
 
     Attributes:
         memory: what fits; its capacity is replaced where ``kv_source`` says so.
         kv_source: where the number of KV blocks comes from: ``memory formula``, ``num_gpu_blocks_override`` or ``profile``.
+        num_replicas: data-parallel ranks of one engine.
         ignored: engine arguments that are given and not simulated.
+        shape: how many such engines there are, behind what router.
     """
 
     model: ModelArch
@@ -74,20 +77,33 @@ class EngineSetup:
     num_replicas: int
     ignored: tuple[str, ...]
     over_http: bool = True
+    shape: FleetShape = ONE_ENGINE
 
     @property
     def num_gpus(self) -> int:
-        return self.memory.num_gpus * self.num_replicas
+        return self.memory.num_gpus * self.num_replicas * self.shape.num_engines
 
-    def fleet(self, routing: RoutingPolicy = "least_loaded", num_engines: int = 1) -> Fleet:
-        """``num_engines`` of this engine behind a router (vLLM's own balancer of data-parallel ranks: least loaded)."""
-        replica = Replica(self.config, self.step_time.coefficients())
+    def fleet(self) -> Fleet:
+        """The engines of ``shape`` behind their router (data-parallel ranks of one engine are replicas too)."""
+        coefficients = self.step_time.coefficients()
+        by_role = {role: Replica(self.config, coefficients, role) for role in set(self.shape.roles)}
         before, after = self.step_time.request_overhead_s()
         if not self.over_http and self.step_time.trust != "user-runs":
             before = after = 0.0  # the shipped overheads are those of an HTTP server
         return Fleet(
-            (replica,) * (self.num_replicas * num_engines), routing, request_before_s=before, request_after_s=after
+            tuple(by_role[role] for role in self.shape.roles for _ in range(self.num_replicas)),
+            self.shape.routing,
+            # the proxy gets the prefill engine's answer and asks the decode engine: one more way out and in
+            transfer_latency_s=before + after if self.shape.disaggregated else 0.0,
+            transfer_s_per_token=self._transfer_s_per_token,
+            request_before_s=before,
+            request_after_s=after,
         )
+
+    @property
+    def _transfer_s_per_token(self) -> float:
+        m = self.memory
+        return transfer_s_per_token(self.shape, self.model, self.hardware, self.args.get("kv_cache_dtype"), m.tp, m.pp)
 
     def facts(self) -> dict[str, Any]:
         """What a manifest keeps of the prediction's sources."""
@@ -100,6 +116,7 @@ class EngineSetup:
             "kv_cache_bytes": self.memory.kv_cache_bytes,
             "kv_uncertain_bytes": self.memory.uncertain_bytes,
             "not_simulated": list(self.ignored),
+            "fleet": {**asdict(self.shape), "kv_transfer_s_per_token": self._transfer_s_per_token},
             "intervals": {
                 metric: None if i is None else [i.low_ratio, i.high_ratio, i.confidence, i.basis]
                 for metric in ("ttft", "tpot", "output_tokens_per_s")
@@ -122,6 +139,7 @@ def engine_setup(
     kernels: Path | None = None,
     typical_tokens: int = 2048,
     over_http: bool | None = None,
+    shape: FleetShape | None = None,
 ) -> EngineSetup:
     """The engine that vLLM would start with ``args`` on ``hardware``.
 
@@ -131,6 +149,7 @@ def engine_setup(
         typical_tokens: length of a request, for models whose layers hold different windows of the KV cache: the simulator
             keeps one block table and gets as many blocks as hold the same number of such requests.
         over_http: requests come through an HTTP server (None: as ``usage`` says).
+        shape: several such engines behind a router (None: one).
 
     Raises:
         DoesNotFit: weights or KV cache exceed the memory. BadInput: arguments that vLLM would refuse.
@@ -161,7 +180,9 @@ def engine_setup(
     ignored = tuple(sorted(set(args) - SCHEDULER_ARGS - LAYOUT_ARGS - NEUTRAL_ARGS))
     dp = int(args.get("data_parallel_size", 1))
     http = usage == "server" if over_http is None else over_http
-    return EngineSetup(model, hardware, dict(args), usage, memory, config, step_time, source, dp, ignored, http)
+    return EngineSetup(
+        model, hardware, dict(args), usage, memory, config, step_time, source, dp, ignored, http, shape or ONE_ENGINE
+    )
 
 
 def _memory(

@@ -86,6 +86,26 @@ def test_text_says_what_it_is(experiment: Path) -> None:
     assert "step times of H100-SXM:" in text and "bench report" in text
 
 
+def test_fleets_are_asked_for_by_options_or_in_the_file(experiment: Path, tmp_path: Path) -> None:
+    args = ("predict", str(experiment), "--gpu", "H100-SXM", "--only", "tp1-c4")
+    plain = json.loads(bench(*args, "--json").output)
+    pools = json.loads(bench(*args, "--prefill", "1", "--decode", "2", "--kv-link", "ndr", "--json").output)
+    assert (plain["num_gpus"], pools["num_gpus"]) == (1, 3) and plain["cell_id"] != pools["cell_id"]
+    assert pools["predicts"] == plain["predicts"] and "over ndr" in pools["fleet"]
+    folder = tmp_path / "results" / "runs" / "small.predicted" / pools["cell_id"]
+    assert list_runs(folder)[0].manifest["simulated"]["fleet"]["decode"] == 2
+    assert "2 x prefix-aware (2 GPUs)" in bench(*args, "--engines", "2", "--routing", "prefix-aware").output
+    assert "decode pool" in str(bench(*args, "--prefill", "1").exception)
+    assert "unknown link" in str(bench(*args, "--prefill", "1", "--decode", "1", "--kv-link", "string").exception)
+    experiment.write_text(
+        EXPERIMENT.replace("kind: vllm", "kind: simulated\n  gpu: H100-SXM\n  fleet: {engines: 2}").replace(
+            "concurrency: [2, 4]", "engine.fleet.routing: [round_robin, prefix_aware]"
+        )
+    )
+    rows = [json.loads(line) for line in bench("predict", str(experiment), "--json").output.splitlines()]
+    assert sorted({r["fleet"] for r in rows}) == ["2 x prefix-aware", "2 x round-robin"] and len(rows) == 4
+
+
 def test_a_cell_that_does_not_fit_is_refused_and_the_rest_goes_on(experiment: Path) -> None:
     experiment.write_text(EXPERIMENT.replace("llama-3.1-8b", "llama-3.1-70b"))
     result = bench("predict", str(experiment), "--gpu", "H100-SXM,B200", "--only", "tp1", "--json")

@@ -11,7 +11,12 @@ from bench.catalog.model import load_model
 from bench.catalog.slo import load_slo
 from bench.errors import BadInput
 from bench.sim.compiled import simulate
-from bench.sim.search import Demand, Space, explain, search, usd_per_million
+from bench.sim.fleets import FleetShape
+from bench.sim.search import search, usd_per_million
+from bench.sim.search_explain import explain
+from bench.sim.search_points import Draws
+from bench.sim.search_space import Demand, Space
+from bench.sim.setup import engine_setup
 
 H100, A100 = load_hardware("H100-SXM"), load_hardware("A100-80-SXM")
 MODEL = load_model("llama-3.1-8b")
@@ -56,3 +61,29 @@ def test_what_cannot_be_is_said() -> None:
     assert not found.ranked and found.points[0].broken is not None
     with pytest.raises(BadInput, match="no price"):
         search(MODEL, Space((H100,), (1,)), Demand(64, 16), simulate, objective="cost")
+
+
+def test_pools_are_tried_beside_plain_fleets() -> None:
+    slo = load_slo("ttft p99 <= 1 s and tpot p99 <= 12 ms")
+    space = Space((H100,), (1,), max_gpus=4, kv_link="nvlink")
+    found = search(MODEL, space, Demand(2048, 128), simulate, slo=slo)
+    assert {p.pools for p in found.points} == {None, "1:1", "1:2", "2:1", "1:3", "3:1"}
+    assert all(p.num_gpus <= 4 for p in found.points)
+    # a short time per token beside long prompts is what pools are for
+    assert found.ranked[0].pools is not None
+    assert "pools none instead of" in "\n".join(explain(found, "throughput"))
+    at_rate = search(MODEL, space, Demand(2048, 128, rate_per_s=12.0), simulate, slo=slo)
+    shapes = [p.shape for p in at_rate.points if p.shape.disaggregated]
+    assert shapes and {s.prefill + s.decode for s in shapes} <= {2, 3, 4}
+    assert at_rate.confirmed is not None and at_rate.confirmed.broken is None
+
+
+def test_a_router_that_follows_prefixes_finds_more_in_the_cache() -> None:
+    draws = Draws(Demand(1024, 16, prefix_tokens=512, prefix_groups=40))
+    hits = {}
+    for routing in ("round_robin", "least_loaded", "prefix_aware"):
+        shape = FleetShape(4, routing)  # type: ignore[arg-type]
+        setup = engine_setup(MODEL, H100, {"max_model_len": 2048}, shape=shape)
+        result = simulate(draws.inputs(setup.fleet(), 200, 8, None))
+        hits[routing] = int(result.num_hit_tokens.sum())
+    assert hits["prefix_aware"] > 1.2 * max(hits["round_robin"], hits["least_loaded"])
