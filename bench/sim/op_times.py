@@ -53,6 +53,10 @@ class Overheads:
         request_before_s, request_after_s: client to queue (HTTP, tokeniser), and engine output to client.
         skew_ratio: how far decode attention of uneven lengths lies between the mean's and the longest's time.
         nvls_start_s, nvls_bytes_per_s: all-reduce by NVLink SHARP, which the kernel tables do not contain.
+        fp8_compute_slowdown, fp8_memory_slowdown: FP8 products of another engine against vLLM's;
+            decode_attention_slowdown, fp8_decode_attention_slowdown, prefill_attention_slowdown, experts_slowdown,
+            elementwise_slowdown (bytes of norms, activations and quantisation): likewise.
+            All 1.0 for vLLM, whose kernels the tables hold.
         mxfp4_extra_ratio, mxfp4_extra_tokens: MXFP4 experts on devices without FP4 lose this share more at large
             batches than the kernel tables say (half of it at ``mxfp4_extra_tokens``).
     """
@@ -66,6 +70,13 @@ class Overheads:
     memory_slowdown: float = 0.96
     memory_slowdown_after_hopper: float = 1.08
     weight_only_slowdown: float = 1.1
+    fp8_compute_slowdown: float = 1.0
+    fp8_memory_slowdown: float = 1.0
+    decode_attention_slowdown: float = 1.0
+    fp8_decode_attention_slowdown: float = 1.0
+    prefill_attention_slowdown: float = 1.0
+    experts_slowdown: float = 1.0
+    elementwise_slowdown: float = 1.0
     host_fixed_s: float = 1.0e-3
     host_per_running_s: float = 1.0e-5
     host_per_running_sync_s: float = 2.45e-5
@@ -139,8 +150,11 @@ def gemm_s(device: Device, m: np.ndarray, n: float, k: float, dtype: str) -> np.
         "nvfp4": ("gemm.fp8",),
     }
     curve = device.curves.find(*(by_dtype.get(dtype, ()) if native else ()), "gemm.bf16")
-    time = device.timed(curve, moved, 2 * m * n * k, device.peak(dtype if native else "bf16"), m, n, k)
-    return time if native else time * device.overheads.weight_only_slowdown
+    flops, peak, o = 2 * m * n * k, device.peak(dtype if native else "bf16"), device.overheads
+    time = device.timed(curve, moved, flops, peak, m, n, k)
+    if native and dtype in ("fp8", "fp8_block"):
+        time = time * np.where(flops / peak > moved / device.bandwidth, o.fp8_compute_slowdown, o.fp8_memory_slowdown)
+    return time if native else time * o.weight_only_slowdown
 
 
 def decode_attention_s(
@@ -160,7 +174,9 @@ def decode_attention_s(
     curve = nearest_curve(device.curves, f"decode_attention.{name}", group.head_dim)
     curve = curve or nearest_curve(device.curves, "decode_attention.bf16", group.head_dim)
     moved = batch * group.head_dim * (2 * kv * seen * width + 4 * heads)
-    return device.timed(curve, moved, nothing, 1.0, batch * kv, seen, heads / kv)
+    o = device.overheads
+    slower = o.fp8_decode_attention_slowdown if kv_dtype == "fp8" else o.decode_attention_slowdown
+    return device.timed(curve, moved, nothing, 1.0, batch * kv, seen, heads / kv) * slower
 
 
 def prefill_attention_s(
@@ -182,7 +198,7 @@ def prefill_attention_s(
     curve = curve or nearest_curve(device.curves, "prefill_attention.bf16", group.head_dim)
     flops = 4 * group.head_dim * heads * tokens * seen
     moved = 4 * tokens * group.head_dim * (heads + kv) + np.zeros_like(seen)
-    return device.timed(curve, moved, flops, peak, tokens * heads, seen)
+    return device.timed(curve, moved, flops, peak, tokens * heads, seen) * device.overheads.prefill_attention_slowdown
 
 
 def all_reduce_s(device: Device, num_bytes: np.ndarray, ranks: int) -> np.ndarray:
@@ -219,6 +235,7 @@ def experts_s(
     curve = device.curves.find(*wanted, "moe.bf16")
     peak = device.peak(dtype if native else "bf16")
     time = device.timed(curve, moved, 6 * rows * h * width, peak, tokens * share, width, experts)
+    time = time * device.overheads.experts_slowdown
     if dtype == "mxfp4" and device.hardware.peak_flops.get("fp8") and "fp4" not in device.hardware.peak_flops:
         o = device.overheads
         time = time * (1.0 + o.mxfp4_extra_ratio * tokens / (tokens + o.mxfp4_extra_tokens))
@@ -227,7 +244,9 @@ def experts_s(
 
 def elementwise_s(device: Device, num_kernels: float, num_bytes: np.ndarray) -> np.ndarray:
     """``num_kernels`` small kernels that move ``num_bytes`` together."""
-    return num_kernels * device.overheads.small_kernel_s + num_bytes / (_ELEMENTWISE_BANDWIDTH_RATIO * device.bandwidth)
+    o = device.overheads
+    moving = o.elementwise_slowdown * num_bytes / (_ELEMENTWISE_BANDWIDTH_RATIO * device.bandwidth)
+    return num_kernels * o.small_kernel_s + moving
 
 
 def layer_tokens_s(
