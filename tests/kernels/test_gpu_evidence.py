@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import lzma
-import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
 from bench.config.loading import load
-from scripts import evidence_publish, evidence_results, gpu_evidence
+from scripts import evidence_results, gpu_evidence
 from scripts.evidence_parts import Part, Programme, programme
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -317,74 +313,3 @@ def test_the_cost_of_telemetry_is_a_ratio_with_a_verdict(tmp_path, stored_values
     cost = evidence_results.sampler_cost(tmp_path, "on", "off")
     assert cost["ratio"]["value"] == pytest.approx(1.0, abs=0.002) and cost["verdict"] in ("no difference", "undecided")
     assert len(cost["with_telemetry"]) == 3
-
-
-# ---- publishing ------------------------------------------------------------------------------------------------------
-
-
-def test_archives_stay_below_the_limit_and_unpack_to_the_same_bytes(tmp_path):
-    import random
-
-    source = tmp_path / "evidence"
-    source.mkdir()
-    content = random.Random(0).randbytes(300_000)
-    (source / "a.bin").write_bytes(content)
-    (source / "b.txt").write_text("hello")
-    pieces = evidence_publish.write_archive(
-        source, [source / "a.bin", source / "b.txt"], tmp_path / "out", limit=64 * 1024
-    )
-    assert len(pieces) >= 4 and all(p.stat().st_size <= 64 * 1024 for p in pieces)
-    joined = tmp_path / "joined.tar.xz"
-    joined.write_bytes(b"".join(p.read_bytes() for p in sorted((tmp_path / "out").glob("evidence.tar.xz.*"))))
-    with lzma.open(joined) as stream, tarfile.open(fileobj=stream) as archive:
-        file = archive.extractfile("evidence/a.bin")
-        assert file is not None and file.read() == content
-    for line in (tmp_path / "out" / "SHA256SUMS").read_text().splitlines():
-        digest, name = line.split()
-        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
-
-
-def test_a_rehearsal_says_so_in_its_readme(tmp_path):
-    plan = programme(True)
-    evidence = gpu_evidence.Evidence(plan, tmp_path / "e", 1.0)
-    evidence.state["parts"]["kernels"] = {"status": "complete", "gpu_used_s": 0}
-    target = tmp_path / "published"
-    evidence_publish.publish_folder(evidence, target)
-    text = (target / "README.md").read_text()
-    assert "A rehearsal on a CPU" in text and "No figure in it means anything" in text
-    assert (target / "archive" / "SHA256SUMS").exists()
-
-
-@pytest.mark.engine
-@pytest.mark.timeout(900)
-def test_rehearsal_with_a_real_engine_from_doctor_to_archive(tmp_path):
-    """One engine start stands for all: the serving parts are the same commands (the whole rehearsal takes minutes)."""
-    pytest.importorskip("torch")
-    from bench.engines.vllm_versions import installed_version
-
-    if installed_version() is None:
-        pytest.skip("vllm is not installed")
-    parts = ("doctor", "kernels", "offline", "calibrate", "predict", "reports", "publish")
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "gpu_evidence.py"),
-        "--rehearse",
-        "--out",
-        str(tmp_path / "evidence"),
-    ]
-    for part in parts:
-        command += ["--only", part]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that spin for each other on busy cores double the time
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=880, env=env)
-    state = json.loads((tmp_path / "evidence" / "state.json").read_text())["parts"]
-    assert {name: state[name]["status"] for name in parts} == dict.fromkeys(parts, "complete"), (
-        done.stdout + done.stderr
-    )
-    errors = json.loads((tmp_path / "evidence" / "prediction-errors.json").read_text())["sources"]
-    assert {cell["learned_from"] for cell in errors["calibrated"]["cells"]} == {True, False}
-    published = tmp_path / "evidence" / "published"
-    assert (published / "evidence-rehearsal-offline" / "report.html").stat().st_size > 50_000
-    assert all(p.stat().st_size <= evidence_publish.PIECE_BYTES for p in (published / "archive").iterdir())
-    # again: everything is complete, so nothing runs
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    assert "[" not in again.stdout.replace("GPU time", "")
