@@ -63,6 +63,12 @@ Examples:
     show_default=True,
     help="Prompt/output lengths: 1k/1k, 512/64, N(512,128)/(256,64), U(1,9)/(1,9).",
 )
+@click.option(
+    "--sharegpt",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Lengths from a ShareGPT file in place of --shape (4 characters a token).",
+)
 @click.option("--prefix-tokens", type=click.IntRange(1), help="Length of shared prefixes.")
 @click.option(
     "--prefix-share", type=float, default=1.0, show_default=True, help="Share of requests that begin with one."
@@ -130,16 +136,26 @@ def command(url: str | None, self_test: bool, **options: Any) -> int:
 def _measure(url: str, o: dict[str, Any]) -> int:
     from bench.catalog.slo import load_slo
     from bench.cli import load_text
-    from bench.cli.load_spec import experiment_of, options_of, target_of
+    from bench.cli.load_progress import ProgressLine
+    from bench.cli.load_spec import experiment_of, lengths_of, options_of, target_of
     from bench.provenance import collect
     from bench.runner.load_runs import LoadSession
 
     slo = load_slo(o["slo"]) if o["slo"] else None
-    experiment = experiment_of(url, o)
+    lengths, dataset = lengths_of(o)
+    experiment = experiment_of(url, o, lengths)
     target = target_of(url, o)
     say = load_text.Speaker(o["as_json"])
+    progress = ProgressLine()
     with LoadSession(
-        experiment, target, options_of(o, say), vocab_size=o["vocab_size"], provenance=collect()
+        experiment,
+        target,
+        options_of(o, say),
+        vocab_size=o["vocab_size"],
+        provenance=collect(),
+        on_progress=progress,
+        lengths=lengths,
+        dataset=dataset,
     ) as session:
         say.line(f"{session.info.effective_args.get('model', '')} at {url}")
         if o["search"] or o["sweep"]:
@@ -149,7 +165,10 @@ def _measure(url: str, o: dict[str, Any]) -> int:
         spec, axes = load_text.base_cell(experiment)
         folders: list[Path] = []
         for number in range(o["repeats"]):
-            folders.append(session.run(spec, axes))
+            try:
+                folders.append(session.run(spec, axes))
+            finally:
+                progress.end()
             say.run(folders[-1], slo, number)
         return _end(folders, slo, say)
 

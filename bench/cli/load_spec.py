@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from math import ceil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from bench.config.experiment import CellSpec, Experiment
 from bench.errors import BadInput
 from bench.load.driver import LoadOptions
 from bench.load.target import Target
+from bench.runner.schedules import LengthPairs
 from bench.workload.lengths import FixedLength, LognormalLength, NormalLength, UniformLength, parse_scenario
 
 
@@ -73,12 +76,43 @@ def _stop(o: dict[str, Any], load: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in stop.items() if v is not None}
 
 
-def experiment_of(url: str, o: dict[str, Any]) -> Experiment:
+def _moments(tokens: np.ndarray) -> dict[str, Any]:
+    """A data set's lengths as the experiment can say them; runs draw from the data set itself."""
+    low, high = int(tokens.min()), int(tokens.max())
+    if low == high:
+        return {"kind": "fixed", "tokens": low}
+    return {"kind": "normal", "mean": float(tokens.mean()), "sd": float(tokens.std()), "low": low, "high": high}
+
+
+def lengths_of(o: dict[str, Any]) -> tuple[LengthPairs | None, dict[str, Any] | None]:
+    """(lengths of --sharegpt, what the manifest says of them); None without that option.
+
+    Raises:
+        BadInput: the file cannot be read, or options that exclude each other.
+    """
+    if not o["sharegpt"]:
+        return None, None
+    if o["turns"] or o["trace"]:
+        other = "--turns" if o["turns"] else "--trace"
+        raise BadInput(f"--sharegpt and {other} exclude each other", where="bench load")
+    from bench.workload.dataset import CHARACTERS_PER_TOKEN, read_sharegpt, sharegpt_lengths
+
+    pairs = sharegpt_lengths(read_sharegpt(o["sharegpt"]))
+    return pairs, {
+        "file": Path(o["sharegpt"]).name,
+        "num_exchanges": len(pairs[0]),
+        "lengths": f"{CHARACTERS_PER_TOKEN:g} characters a token",
+    }
+
+
+def experiment_of(url: str, o: dict[str, Any], lengths: LengthPairs | None = None) -> Experiment:
     """The experiment that the options stand for. Raises BadInput in words of the options."""
     isl, osl = parse_scenario(o["shape"])
     load = _load(o)
     prompts = o["prompts"] or ("text" if o["api"] == "chat" else "token_ids")
     workload: dict[str, Any] = {"isl": _length(isl), "osl": _length(osl)}
+    if lengths is not None:
+        workload = {"isl": _moments(lengths[0]), "osl": _moments(lengths[1])}
     if o["prefix_tokens"]:
         workload["prefix"] = {
             "tokens": o["prefix_tokens"],

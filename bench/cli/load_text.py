@@ -21,6 +21,8 @@ _ROWS = (
 )
 _TIMES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "ITL"), ("e2e", "E2E"), ("send_lateness", "send lateness"))
 
+_PATHS = {"compiled": "compiled path"}
+
 
 def base_cell(experiment: Experiment) -> tuple[CellSpec, dict[str, Any]]:
     """The cell of an experiment without a sweep, and its axis."""
@@ -46,6 +48,13 @@ def summary_lines(values: dict[str, float]) -> list[str]:
     return lines
 
 
+def _lateness(late: dict[str, Any]) -> str:
+    """How late requests were sent, where they had a due time."""
+    if late.get("p50_s") is None:
+        return ""
+    return f"sent late by {_time(late['p50_s'])} p50, {_time(late['p99_s'])} p99, {_time(late['max_s'])} max; "
+
+
 def honesty_lines(client: dict[str, Any]) -> list[str]:
     """What the client says of itself."""
     if not client:
@@ -54,9 +63,9 @@ def honesty_lines(client: dict[str, Any]) -> list[str]:
     cpu = ", ".join(f"{share:.0%}" for share in client.get("cpu_share", ()))
     capacity = client.get("capacity_chunks_per_s")
     lines = [
-        f"  client: {client['num_processes']} process(es), {cpu} of a core, stamps by the {client['stamps']}",
-        f"  sent late by {_time(late.get('p50_s'))} p50, {_time(late.get('p99_s'))} p99, {_time(late.get('max_s'))} max; "
-        f"event loop late by {_time(lag.get('p99_s'))} p99",
+        f"  client: {client['num_processes']} process(es), {cpu} of a core, stamps by the {client['stamps']}, "
+        f"answers read by the {_PATHS.get(client.get('receive_path', ''), client.get('receive_path', 'event loop'))}",
+        f"  {_lateness(late)}event loop late by {_time(lag.get('p99_s'))} p99",
     ]
     if client.get("chunks_per_read"):
         text = f"  {client['chunks_per_read']:.2f} chunks a read, {client['cpu_us_per_chunk']:.1f} µs of CPU a chunk"
@@ -67,6 +76,7 @@ def honesty_lines(client: dict[str, Any]) -> list[str]:
         lines.append(f"  CLIENT-LIMITED: {'; '.join(client['reasons'])}")
     else:
         lines.append("  the client was not the limit")
+    lines += [f"  note: {text}" for text in client.get("notes", ())]
     if client.get("errors"):
         lines.append("  errors: " + ", ".join(f"{k} {v}" for k, v in sorted(client["errors"].items())))
     return lines
@@ -144,7 +154,8 @@ def self_test_text(result: Any) -> str:
     lines = [
         result.machine,
         f"capacity of one process: {result.capacity_chunks_per_s:,.0f} chunks/s (one a read), "
-        f"{result.capacity_requests_per_s:,.0f} requests/s",
+        f"{result.capacity_requests_per_s:,.0f} requests/s; on the event loop's path (TLS) "
+        f"{result.event_loop_chunks_per_s:,.0f} chunks/s",
         "",
         "error against the mock's log, µs    TTFT p50 / p99      ITL p50 / p99      E2E p50 / p99   CPU µs/chunk",
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from typing_extensions import Self
 from bench.engines.base import RecordSink
 from bench.engines.http_run import serve_over_http
 from bench.errors import BadInput, EngineUnavailable
-from bench.load.driver import LoadOptions
+from bench.load.driver import LoadOptions, Progress
 from bench.load.oneshot import Reply, ask
 from bench.load.target import Target
 from bench.records import EngineInfo, Request, RequestRecord, Schedule
@@ -31,6 +31,7 @@ class EndpointEngine:
         self.version = ""
         self.max_model_len: int | None = None
         self.metrics_path: str | None = None
+        self.on_progress: Callable[[Progress], None] | None = None
 
     def __enter__(self) -> Self:
         """Raises EngineUnavailable (not reachable, wrong key, no such model) or BadInput (no key set)."""
@@ -148,6 +149,7 @@ class EndpointEngine:
             t0_monotonic_s,
             replace(self.options, exact_osl=exact),
             metrics_path=self.metrics_path,
+            on_progress=self.on_progress,
         )
 
 

@@ -235,6 +235,8 @@ class CompiledReads:
         else:
             which = {k.TIMEOUT: "total", k.NO_FIRST_BYTE: "first", k.STALL: "stall"}[why]
             conn.over_limit(which, self.client.limits)
+        if why in (k.AT_HEAD, k.LOOK) and conn.slot == slot and self.table[slot, k.USED] > _MOST_BYTES:
+            self._write_part(conn, slot)
         if reason & k.MORE and conn.slot == slot:
             self.poll.modify(conn.sock, self._mask)  # edge-triggered: tell again of what is left
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +52,7 @@ class LoadOptions:
         drain_s: once enough was measured (minima reached, stopped on request, too many errors), how long requests in flight
             may take before they are aborted. At a maximum duration they are aborted at once.
         preconnect: connections opened before the clock starts, at most.
-        capacity_chunks_per_s: this client's measured capacity on this machine, for the verdict.
+        capacity_chunks_per_s: receive path -> this client's measured capacity on this machine, for the verdict.
         receive_path: "compiled" reads plain connections in machine code (Linux; elsewhere and over TLS the event loop does
             it), "auto" does so where enough chunks are expected to be worth loading it. The result says which it was.
         keep_raw: leave the scratch folder (raw responses) and report where it is.
@@ -64,7 +64,7 @@ class LoadOptions:
     exact_osl: bool = False
     drain_s: float = 30.0
     preconnect: int = 1024
-    capacity_chunks_per_s: float | None = None
+    capacity_chunks_per_s: Mapping[str, float] | None = None
     capacity_source: str | None = None
     scratch_parent: str | None = None
     keep_raw: bool = False
@@ -418,7 +418,7 @@ class Driver:
             self.schedule,
             facts,
             records,
-            capacity_chunks_per_s=self.options.capacity_chunks_per_s,
+            capacity_chunks_per_s=(self.options.capacity_chunks_per_s or {}).get(_path(facts)),
             capacity_source=self.options.capacity_source,
         )
         start_s = (main_start_ns - self.t0_ns) / 1e9
@@ -434,6 +434,11 @@ class Driver:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _path(facts: list[dict[str, Any]]) -> str:
+    """The receive path's name without the reason in brackets."""
+    return str(facts[0]["receive_path"]).split(" (")[0]
 
 
 def drive(

@@ -15,6 +15,8 @@ from bench.records import RequestRecord, Schedule
 
 #: Above these the client is called the limit. CPU: of one core, per process. Lags: p99. Capacity: share of the measured.
 CPU_SHARE_LIMIT, LATENESS_LIMIT_S, LOOP_LAG_LIMIT_S, CAPACITY_SHARE_LIMIT = 0.85, 1e-3, 10e-3, 0.8
+#: Of a late loop: share of answers whose first token merged with later ones. At 1 % a p99 of TTFT may hang on them.
+MERGED_LIMIT = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Honesty:
         compiled_ratio: share of the answers that the compiled path read from head to end; the others had something that
             it leaves to the event loop (errors, other framings).
         prepare_s: time that loading (the first time: compiling) that path took, before the clock started.
+        notes: what was not as it should be, but changed no number, and why not.
         checked_tokens_ratio: share of the good requests whose count was compared with the server's ``usage``.
     """
 
@@ -81,6 +84,7 @@ class Honesty:
     receive_path: str = "event loop"
     compiled_ratio: float | None = None
     prepare_s: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,7 +116,11 @@ def assess(
         if r.error is not None:
             errors[r.error] = errors.get(r.error, 0) + 1
     lateness, loop_lag = Quantiles.of(late), Quantiles.of(tick)
-    reasons = _reasons(schedule, cpu, lateness, loop_lag, rate, len(facts), capacity_chunks_per_s)
+    stamps = "kernel" if kernel == stamped and stamped else "mixed" if kernel else "user"
+    merged = sum(f["num_first_merged"] for f in facts) / streamed if streamed else None
+    reasons = _reasons(schedule, cpu, lateness, rate, len(facts), capacity_chunks_per_s)
+    harm, notes = _judge_lag(schedule, loop_lag, Quantiles.of(read), stamps, merged)
+    reasons += harm
     return Honesty(
         client_limited=bool(reasons),
         reasons=tuple(reasons),
@@ -122,8 +130,8 @@ def assess(
         cpu_share=cpu,
         cpu_us_per_chunk=sum(f["cpu_s"] for f in facts) / events * 1e6 if events else None,
         chunks_per_read=events / reads if reads else None,
-        first_chunk_merged_ratio=sum(f["num_first_merged"] for f in facts) / streamed if streamed else None,
-        stamps="kernel" if kernel == stamped and stamped else "mixed" if kernel else "user",
+        first_chunk_merged_ratio=merged,
+        stamps=stamps,
         num_processes=len(facts),
         event_loop=str(facts[0]["event_loop"]) if facts else "",
         num_connections=sum(f["num_connections"] for f in facts),
@@ -140,6 +148,7 @@ def assess(
         receive_path=str(facts[0]["receive_path"]) if facts else "",
         compiled_ratio=sum(f["num_compiled"] for f in facts) / stamped if stamped else None,
         prepare_s=max((f["prepare_s"] for f in facts), default=0.0),
+        notes=tuple(notes),
     )
 
 
@@ -147,7 +156,6 @@ def _reasons(
     schedule: Schedule,
     cpu: Sequence[float],
     lateness: Quantiles,
-    loop_lag: Quantiles,
     rate: float | None,
     num_processes: int,
     capacity: float | None,
@@ -160,13 +168,39 @@ def _reasons(
         out.append(
             f"requests were sent late by {lateness.p99_s * 1e3:.2f} ms at p99 (limit {LATENESS_LIMIT_S * 1e3:g} ms)"
         )
-    if loop_lag.p99_s is not None and loop_lag.p99_s > LOOP_LAG_LIMIT_S:
-        out.append(
-            f"the event loop was late by {loop_lag.p99_s * 1e3:.1f} ms at p99 (limit {LOOP_LAG_LIMIT_S * 1e3:g} ms)"
-        )
     if capacity is not None and rate is not None and rate > CAPACITY_SHARE_LIMIT * capacity * num_processes:
         out.append(
             f"{rate:,.0f} chunks/s are more than {CAPACITY_SHARE_LIMIT:.0%} of the measured capacity "
             f"({capacity:,.0f} chunks/s in each of {num_processes} processes)"
         )
     return out
+
+
+def _judge_lag(
+    schedule: Schedule, loop_lag: Quantiles, read_lag: Quantiles, stamps: str, merged: float | None
+) -> tuple[list[str], list[str]]:
+    """(reasons, notes) for an event loop that was late.
+
+    Lateness is harm where it reaches a number. User-space stamps are late by it. Kernel stamps are not: then it shows in
+    the next sends of a closed loop or under a cap, which wait until an answer's end is handled (``read_lag``), and in
+    first tokens that merged with later ones in one read. Sends of an open loop have a limit of their own.
+    """
+    if loop_lag.p99_s is None or loop_lag.p99_s <= LOOP_LAG_LIMIT_S:
+        return [], []
+    late = f"the event loop was late by {loop_lag.p99_s * 1e3:.1f} ms at p99 (limit {LOOP_LAG_LIMIT_S * 1e3:g} ms)"
+    if stamps != "kernel":
+        return [f"{late}, and so are the stamps of the answers"], []
+    reasons = []
+    if schedule.max_in_flight is not None and read_lag.p99_s is not None and read_lag.p99_s > LOOP_LAG_LIMIT_S:
+        reasons.append(
+            f"{late}: ends of answers were handled {read_lag.p99_s * 1e3:.1f} ms after they came at p99, so that next "
+            "requests went out late"
+        )
+    if merged is not None and merged > MERGED_LIMIT:
+        reasons.append(
+            f"{late}: {merged:.1%} of the first tokens came in one read with later ones (limit {MERGED_LIMIT:.0%}), so "
+            "that their TTFT is an upper bound"
+        )
+    if reasons:
+        return reasons, []
+    return [], [f"{late}; times are the kernel's and sends were not held up, so no number is touched by it"]

@@ -30,6 +30,9 @@ EVENT_WORDS, EVENT_FD = (3, 1) if platform.machine() == "x86_64" else (4, 2)
 #: Layout of ``scratch`` (int64): msghdr (7 words), iovec (2), control message (4), timespec (2).
 MSG, IOV, CONTROL, CLOCK, NUM_SCRATCH = 0, 7, 9, 13, 15
 
+#: Of one read. A buffer holds two, so that a part to write out can end where a read ended.
+READ_BYTES = 65536
+
 _EAGAIN, _EINTR = 11, 4
 _HANG_UP = 0x2018  # EPOLLRDHUP | EPOLLHUP | EPOLLERR
 _STAMP_HEADER = 1 | (35 << 32)  # SOL_SOCKET, SCM_TIMESTAMPNS
@@ -117,9 +120,12 @@ def _stamp(scratch: Any, scratch_at: int, out: Any, k: int) -> None:
 
 @_compiled
 def _read(row: Any, data: Any, stamps: Any, ends: Any, most: int, scratch: Any, scratch_at: int, tail: Any) -> int:
-    """One read of one connection. 0: nothing that Python needs to see, -1: nothing to read, else the reason."""
+    """One read of one connection. 0: nothing that Python needs to see, MORE: the same, and there may be more to read,
+    -1: nothing to read, else the reason."""
     used, n = row[USED], row[NUM_READS]
-    room = len(data) - used
+    room = min(len(data) - used, READ_BYTES)
+    if room <= 0 or n == len(ends):
+        return FULL | MORE
     scratch[IOV] = data.ctypes.data + used
     scratch[IOV + 1] = room
     scratch[MSG + 5] = _STAMP_SPACE
@@ -144,10 +150,10 @@ def _read(row: Any, data: Any, stamps: Any, ends: Any, most: int, scratch: Any, 
     if row[MODE] == IDLE:
         return UNASKED
     if data[used - 1] == 10 and data[used - 2] == 13 and data[used - 3] == 10 and data[used - 4] == 13:
-        return COMPLETE if _ends_with(data, used, tail) else LOOK | more
+        return (COMPLETE if _ends_with(data, used, tail) else LOOK) | more
     if used > most or n == len(ends):
         return FULL | more
-    return 0
+    return more
 
 
 @_compiled
@@ -199,13 +205,11 @@ def receive(
                 found += 1
                 continue
             again = (flags & _HANG_UP) != 0
-            reason = 0
-            while reason == 0:
+            reason = MORE
+            while reason == MORE or (again and reason == 0):
                 reason = _read(table[slot], data[slot], stamps[slot], ends[slot], most, scratch, scratch_at, tail)
-                if not again:
-                    break
             if reason > 0:
-                if again and (reason & ~MORE) != ENDED and reason != LOST:
+                if again and reason not in (ENDED, LOST):
                     reason |= MORE
                 out[found, 0], out[found, 1], out[found, 2] = slot, reason, scratch[CLOCK]
                 found += 1

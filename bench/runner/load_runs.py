@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,12 +16,12 @@ from bench import __version__
 from bench.config.experiment import CellSpec, Experiment, TelemetrySpec, TraceLoad
 from bench.config.sweep import Cell, make_cell
 from bench.engines.endpoint import EndpointEngine
-from bench.errors import BenchError
-from bench.load.driver import LoadOptions
+from bench.errors import BadInput, BenchError
+from bench.load.driver import LoadOptions, Progress
 from bench.load.target import Target
 from bench.records import EngineInfo
 from bench.runner.results import experiment_folder, run_number, write_resolved
-from bench.runner.schedules import build_schedule
+from bench.runner.schedules import LengthPairs, build_schedule
 from bench.runner.telemetry import sampled
 from bench.store import TELEMETRY, RunWriter, list_runs, run_folder_name
 from bench.workload.synthetic import repeat_seed
@@ -36,6 +36,8 @@ class LoadSession:
     Args:
         experiment: name, question and everything fixed; its engine must be of kind ``endpoint``.
         provenance: where this client runs, for the manifests.
+        on_progress: told several times a second how far a run is.
+        lengths: of a data set, in place of the workload's; ``dataset`` says in the manifest which.
     """
 
     def __init__(
@@ -47,11 +49,16 @@ class LoadSession:
         vocab_size: int,
         provenance: dict[str, Any],
         root: Path | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        lengths: LengthPairs | None = None,
+        dataset: dict[str, Any] | None = None,
     ) -> None:
         self.experiment, self.options, self.vocab_size = experiment, options, vocab_size
         self.provenance = provenance
         tokens = getattr(experiment.engine, "prompts", "text") == "token_ids"
         self.engine = EndpointEngine(target, options, probe_tokens=tokens)
+        self.engine.on_progress = on_progress
+        self.lengths, self.dataset = lengths, dataset
         self.folder = experiment_folder(experiment.name, root)
         self.cells: list[Cell] = []
         local = target.is_unix or target.host in _LOCAL_HOSTS
@@ -62,7 +69,22 @@ class LoadSession:
         """Raises EngineUnavailable or BadInput when the server cannot be used."""
         self.engine.__enter__()
         self.info: EngineInfo = self.engine.info()
+        self._leave_out_too_long()
         return self
+
+    def _leave_out_too_long(self) -> None:
+        """Exchanges of a data set that the server cannot take as a whole are not asked for, and the manifest says how
+        many those are."""
+        most = self.info.max_model_len
+        if self.lengths is None or most is None:
+            return
+        isl, osl = self.lengths
+        fits = isl + osl <= most
+        if not fits.any():
+            raise BadInput(f"no exchange of the data set fits the server's {most} tokens", where="--sharegpt")
+        self.lengths = isl[fits], osl[fits]
+        if self.dataset is not None:
+            self.dataset = {**self.dataset, "num_too_long": int((~fits).sum())}
 
     def __exit__(self, *exc: object) -> None:
         self.engine.__exit__(*exc)
@@ -80,7 +102,7 @@ class LoadSession:
         number = 1 + max((run_number(r) for r in list_runs(self.folder / cell.cell_id)), default=0)
         seed = repeat_seed(spec.seed, number)
         base = Path.cwd() if isinstance(spec.load, TraceLoad) else None
-        schedule = build_schedule(spec, seed=seed, vocab_size=self.vocab_size, base=base)
+        schedule = build_schedule(spec, seed=seed, vocab_size=self.vocab_size, base=base, lengths=self.lengths)
         folder = self.folder / cell.cell_id / run_folder_name(number)
         writer = RunWriter(folder, self._manifest(cell, number, seed))
         started = time.monotonic()
@@ -144,6 +166,7 @@ class LoadSession:
             "engine": asdict(self.info),
             "fingerprint": {"engine_url": self.engine.target.url, "served_model": self.engine.target.model},
             "provenance": self.provenance,
+            **({"dataset": self.dataset} if self.dataset else {}),
         }
 
 

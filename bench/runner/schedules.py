@@ -7,6 +7,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.config.conflicts import conflict, takes_text
 from bench.config.experiment import (
     CellSpec,
@@ -27,10 +29,12 @@ from bench.config.loading import trace_path
 from bench.errors import BadInput
 from bench.load import schedule as build
 from bench.load.arrivals import RateProfile
-from bench.records import Request, Schedule, StopRule
+from bench.records import Phase, Request, Schedule, StopRule
 from bench.workload import synthetic
 from bench.workload.lengths import FixedLength, Length, LognormalLength, NormalLength, UniformLength
 
+#: Input and output lengths in tokens, pair by pair.
+LengthPairs = tuple[np.ndarray, np.ndarray]
 #: Prompts are built ahead of the run. This many prompt tokens (4 bytes each) is the most that one run may hold ready.
 MAX_POOL_TOKENS = 48_000_000
 MAX_POOL_REQUESTS = 200_000
@@ -126,13 +130,16 @@ def ramp_profile(load: RampLoad) -> RateProfile:
     return RateProfile(tuple(times), tuple(rates), "linear" if linear else "step")
 
 
-def build_schedule(spec: CellSpec, *, seed: int, vocab_size: int, base: Path | None = None) -> Schedule:
+def build_schedule(
+    spec: CellSpec, *, seed: int, vocab_size: int, base: Path | None = None, lengths: LengthPairs | None = None
+) -> Schedule:
     """The schedule of one run.
 
     Args:
         seed: of this run (``synthetic.repeat_seed`` of the experiment's seed and the run's number).
         vocab_size: of the model; token ids are drawn below it.
         base: folder that a trace's relative path is resolved against.
+        lengths: (ISL, OSL) of a data set; requests take pairs of them in a seeded order in place of the workload's lengths.
 
     Raises:
         BadInput: the load and the workload do not go together, or a trace cannot be read.
@@ -142,7 +149,7 @@ def build_schedule(spec: CellSpec, *, seed: int, vocab_size: int, base: Path | N
     load, stop = spec.load, stop_rule(spec)
     if isinstance(load, TraceLoad):
         return _trace_schedule(spec, load, seed=seed, vocab_size=vocab_size, base=base)
-    requests = _requests(spec, seed=seed, vocab_size=vocab_size, form=_prompt_form(spec))
+    requests = _requests(spec, seed=seed, vocab_size=vocab_size, form=_prompt_form(spec), lengths=lengths)
     if isinstance(load, OfflineLoad):
         return build.offline(requests, batch_size=load.batch_size, stop=stop, seed=seed)
     if isinstance(load, ClosedLoopLoad):
@@ -199,7 +206,14 @@ def _prompt_form(spec: CellSpec) -> synthetic.PromptForm:
     return "messages" if getattr(spec.engine, "api", "completions") == "chat" else "text"
 
 
-def _requests(spec: CellSpec, *, seed: int, vocab_size: int, form: synthetic.PromptForm) -> list[Request]:
+def _requests(
+    spec: CellSpec,
+    *,
+    seed: int,
+    vocab_size: int,
+    form: synthetic.PromptForm,
+    lengths: LengthPairs | None = None,
+) -> list[Request]:
     work, warm, measured = spec.workload, num_warmup(spec), num_measured(spec)
     isl, osl = length(work.isl), length(work.osl)
     prefix = None
@@ -207,6 +221,17 @@ def _requests(spec: CellSpec, *, seed: int, vocab_size: int, form: synthetic.Pro
         prefix = synthetic.SharedPrefix(work.prefix.tokens, work.prefix.share, work.prefix.num_prefixes)
     ids: dict[str, Any] = {"vocab_size": vocab_size, "first_token_id": _first_token_id(vocab_size)}
     out: list[Request] = []
+    if lengths is not None:
+        phases: tuple[tuple[int, int, int, Phase], ...] = (
+            (warm, 0, _warm_up_seed(seed), "warmup"),
+            (measured, warm, seed, "measured"),
+        )
+        for number, first, phase_seed, phase in phases:
+            isl_osl = (values[drawn_pairs(len(values), number, phase_seed)] for values in lengths)
+            out += synthetic.requests_of_lengths(
+                *isl_osl, seed=phase_seed, prefix=prefix, form=form, first_index=first, phase=phase, **ids
+            )
+        return out
     if warm:
         out = synthetic.build_requests(
             warm, isl, osl, seed=_warm_up_seed(seed), phase="warmup", prefix=prefix, form=form, **ids
@@ -218,6 +243,13 @@ def _requests(spec: CellSpec, *, seed: int, vocab_size: int, form: synthetic.Pro
     return out + synthetic.build_requests(
         measured, isl, osl, seed=seed, first_index=warm, prefix=prefix, form=form, **ids
     )
+
+
+def drawn_pairs(num_pairs: int, n: int, seed: int) -> np.ndarray:
+    """``n`` numbers below ``num_pairs``: each once in random order, then again in another one."""
+    rng = synthetic.stream(seed, "order")
+    rounds = [rng.permutation(num_pairs) for _ in range(-(-n // num_pairs))]
+    return np.concatenate([*rounds, np.zeros(0, dtype=np.int64)])[:n].astype(np.int64)
 
 
 def _warm_up_seed(seed: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -64,6 +65,8 @@ class RunWriter:
         self._requests: IO[str] | None = None
         self._appenders: dict[str, ArrowAppender] = {}
         self._last_flush = time.monotonic()
+        # Metrics and telemetry come from threads of their own.
+        self._lock = threading.RLock()
         self.num_requests = 0
         write_json_atomically(folder / MANIFEST, self.manifest)
 
@@ -80,28 +83,34 @@ class RunWriter:
         except OSError as e:
             raise store_error(self.folder / REQUESTS, e) from e
         self.num_requests += 1
-        self._maybe_flush()
+        with self._lock:
+            self._maybe_flush()
 
     def append_chunk(self, chunk: ChunkRecord) -> None:
-        self._appender(CHUNKS, ChunkRecord).append(chunk)
-        self._maybe_flush()
+        with self._lock:
+            self._appender(CHUNKS, ChunkRecord).append(chunk)
+            self._maybe_flush()
 
     def append_chunk_columns(self, **columns: Any) -> None:
         """Whole columns of chunks: index, t_s, tokens, num_events (numpy arrays of equal length)."""
-        self._appender(CHUNKS, ChunkRecord).append_columns(columns)
+        with self._lock:
+            self._appender(CHUNKS, ChunkRecord).append_columns(columns)
 
     def append_step(self, step: EngineStep) -> None:
-        self._appender(STEPS, EngineStep).append(step)
-        self._maybe_flush()
+        with self._lock:
+            self._appender(STEPS, EngineStep).append(step)
+            self._maybe_flush()
 
     def append_metric(self, metric: EngineMetric) -> None:
-        self._appender(METRICS, EngineMetric).append(metric)
-        self._maybe_flush()
+        with self._lock:
+            self._appender(METRICS, EngineMetric).append(metric)
+            self._maybe_flush()
 
     def append_telemetry(self, sample: GpuSample) -> None:
         """Only for simulated and imported runs; a live sampler writes telemetry.arrow itself."""
-        self._appender(TELEMETRY, GpuSample).append(sample)
-        self._maybe_flush()
+        with self._lock:
+            self._appender(TELEMETRY, GpuSample).append(sample)
+            self._maybe_flush()
 
     def _appender(self, name: str, record_type: type) -> ArrowAppender:
         if name not in self._appenders:
@@ -120,8 +129,9 @@ class RunWriter:
                 self._requests.flush()
         except OSError as e:
             raise store_error(self.folder / REQUESTS, e) from e
-        for appender in self._appenders.values():
-            appender.flush()
+        with self._lock:
+            for appender in self._appenders.values():
+                appender.flush()
 
     def finish(self, status: str, **values: Any) -> None:
         """Close every file, then replace the manifest with its final form. ``status`` is "complete" or "failed"."""

@@ -103,3 +103,13 @@ def test_other_systems_keep_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(RuntimeError, match="Linux"):
         load_kernels()
+
+
+def test_bursts_larger_than_the_buffers(serve_mock: Callable[..., Any]) -> None:
+    """A server as fast as it can be: full reads, edges that come only once, parts written out, ends in any position."""
+    with serve_mock(ttft=Delay(0.0), itl=Delay(0.0)) as url:
+        result = run(url, closed_loop(make_requests(36, 1500), 12), options={"receive_path": "compiled"})
+    tokens = sum(int(b["tokens"].sum()) for b in result.chunk_blocks())
+    result.close()
+    assert {(r.error, r.osl) for r in result.records} == {(None, 1500)}
+    assert tokens == 36 * 1500 and result.honesty.compiled_ratio == 1.0

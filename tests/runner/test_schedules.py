@@ -125,3 +125,15 @@ def test_longest_sequence() -> None:
     assert longest_sequence_tokens(spec({"kind": "offline", "batch_size": 1})) == 26
     cell = spec({"kind": "closed_loop", "concurrency": 1}, workload={"isl": 9, "osl": 9, "sessions": {"turns": 3}})
     assert longest_sequence_tokens(cell) == 54
+
+
+def test_lengths_of_a_data_set_are_drawn_in_pairs() -> None:
+    cell = spec({"kind": "closed_loop", "concurrency": 2}, stop={"max_requests": 7}, warmup={"num_requests": 2})
+    pairs = np.array([10, 20, 30]), np.array([1, 2, 3])
+    built = build_schedule(cell, seed=3, vocab_size=1000, lengths=pairs)
+    again = build_schedule(cell, seed=3, vocab_size=1000, lengths=pairs)
+    assert [r.phase for r in built.requests] == ["warmup"] * 2 + ["measured"] * 7
+    assert all(r.isl == 10 * r.osl == len(r.prompt_token_ids) for r in built.requests)
+    drawn = [r.osl for r in built.requests[2:]]
+    assert sorted(drawn[:3]) == sorted(drawn[3:6]) == [1, 2, 3], "each once before any twice"
+    assert built.digest() == again.digest()
