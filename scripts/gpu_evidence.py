@@ -303,7 +303,8 @@ def _interrupt_on_signals() -> None:
         raise KeyboardInterrupt
 
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sign, interrupt)
+        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # under nohup it stays unheard
+            signal.signal(sign, interrupt)
 
 
 def _write_json(path: Path, data: Any) -> None:
