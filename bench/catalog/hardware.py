@@ -188,8 +188,8 @@ def _parse(document: Document, path: str) -> Hardware:
     facts: dict[str, Fact[Any]] = {}
     for name in HardwareFile.model_fields:
         value = getattr(spec, name)
-        if isinstance(value, _Sourced):
-            facts[name] = Fact(value.value, value.source, value.as_of, value.note)  # type: ignore[attr-defined]
+        if isinstance(value, (_Number, _Count, _Word)):
+            facts[name] = Fact(value.value, value.source, value.as_of, value.note)
     for dtype, peak in spec.peak_flops.items():
         facts[f"peak_flops.{dtype}"] = Fact(peak.value, peak.source, peak.as_of, peak.note)
 
@@ -203,7 +203,7 @@ def _parse(document: Document, path: str) -> Hardware:
         vendor=spec.vendor,
         memory_bytes=number("memory_bytes"),
         memory_bandwidth_bytes_per_s=float(number("memory_bandwidth_bytes_per_s")),
-        peak_flops={d: spec.peak_flops[d].value for d in DTYPES if d in spec.peak_flops},  # type: ignore[index]
+        peak_flops={d: p.value for d in DTYPES for name, p in spec.peak_flops.items() if name == d},
         link_bandwidth_bytes_per_s=float(number("link_bandwidth_bytes_per_s")) or pcie,
         pcie_bandwidth_bytes_per_s=pcie,
         tdp_w=float(number("tdp_w")),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.catalog.arch import LayerKind, Mla, ModelArch, Moe
+from bench.catalog.arch import AttentionKind, LayerKind, Mla, ModelArch, Moe
 from bench.catalog.quant import short_dtype
 from bench.errors import BadInput
 
-_LAYER_TYPES = {
+_LAYER_TYPES: dict[str, AttentionKind] = {
     "full_attention": "full",
     "sliding_attention": "sliding",
     "chunked_attention": "chunked",
@@ -196,7 +196,7 @@ def _layers(c: _Config, model_type: str, num_layers: int, moe: Moe | None) -> tu
         size = {"full": None, "sliding": window, "chunked": chunk}[attention]
         if attention != "full" and not size:
             attention = "full"
-        result.append(LayerKind(attention, size, moe is not None and _is_moe_layer(c, i)))  # type: ignore[arg-type]
+        result.append(LayerKind(attention, size, moe is not None and _is_moe_layer(c, i)))
     return tuple(result)
 
 

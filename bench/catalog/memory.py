@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bench.catalog.arch import KvGroup, ModelArch
 from bench.catalog.hardware import Hardware
@@ -217,6 +217,44 @@ def _absorbed_bytes(model: ModelArch, tp: int, num_layers: int) -> float:
     return per_layer * num_layers * DTYPE_BYTES[model.dtype]
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What the worst rank holds besides its KV cache, in bytes."""
+
+    weight_bytes: float = 0.0
+    activation_bytes: float = 0.0
+    cuda_graph_bytes: float = 0.0
+    non_torch_bytes: float = 0.0
+
+    @property
+    def total_bytes(self) -> float:
+        return self.weight_bytes + self.activation_bytes + self.cuda_graph_bytes + self.non_torch_bytes
+
+
+def _taken(
+    model: ModelArch,
+    hardware: Hardware,
+    tp: int,
+    pp: int,
+    ep: int,
+    quantization: str | None,
+    num_batched_tokens: int,
+    num_seqs: int,
+    enforce_eager: bool,
+) -> _Taken:
+    stages = model.stages(pp)
+    sizes = model.stage_weight_bytes(quantization, tp, pp, ep)
+    weights = max(w + _absorbed_bytes(model, tp, b - a) for w, (a, b) in zip(sizes, stages, strict=True))
+    most_layers = max(b - a for a, b in stages)
+    no_graphs = enforce_eager or hardware.kind == "cpu"
+    return _Taken(
+        weights,
+        activation_bytes(model, num_batched_tokens, num_seqs, tp, ep),
+        0.0 if no_graphs else float(CUDA_GRAPH_BYTES_PER_LAYER * most_layers),
+        float(NON_TORCH_BYTES + (NCCL_BYTES if tp * pp > 1 else 0)),
+    )
+
+
 def fit(
     model: ModelArch,
     hardware: Hardware,
@@ -253,22 +291,12 @@ def fit(
     total = hardware.usable_memory_bytes
     requested = math.ceil(share * total)
     problem = model.parallel_problem(tp, pp, ep)
-    weights = activations = graphs = non_torch = left = 0.0
-    groups: list[KvGroup] = []
+    taken, groups, left = _Taken(), list[KvGroup](), 0.0
     if problem is None:
-        stages = model.stages(pp)
-        sizes = model.stage_weight_bytes(quantization, tp, pp, ep)
-        costs = [w + _absorbed_bytes(model, tp, b - a) for w, (a, b) in zip(sizes, stages, strict=True)]
-        worst = max(range(pp), key=lambda i: costs[i])
-        weights = costs[worst]
-        activations = activation_bytes(model, batched, seqs, tp, ep)
-        longest = max(b - a for a, b in stages)
-        graphs = 0.0 if enforce_eager or hardware.kind == "cpu" else float(CUDA_GRAPH_BYTES_PER_LAYER * longest)
-        non_torch = float(NON_TORCH_BYTES + (NCCL_BYTES if tp * pp > 1 else 0))
-        left = requested - weights - activations - graphs - non_torch
+        taken = _taken(model, hardware, tp, pp, ep, quantization, batched, seqs, enforce_eager)
+        left = requested - taken.total_bytes
         # the group layout of the stage with most layers: it has the largest blocks, and vLLM takes the least count
-        stage = max(stages, key=lambda s: s[1] - s[0])
-        groups = model.kv_groups(kv_cache_dtype, tp, stage)
+        groups = model.kv_groups(kv_cache_dtype, tp, max(model.stages(pp), key=lambda s: s[1] - s[0]))
     if kv_cache_memory_bytes is not None:
         left = float(kv_cache_memory_bytes)
     per_block = bytes_per_block(groups, block) if groups else 0
@@ -280,7 +308,7 @@ def fit(
     reason = problem
     if reason is None and num_blocks < 2:
         short = per_block * 2 - left
-        reason = f"{bytes_text(max(short, 0))} short: weights take {bytes_text(weights)} of {bytes_text(requested)}"
+        reason = f"{bytes_text(max(short, 0))} short: weights take {bytes_text(taken.weight_bytes)} of {bytes_text(requested)}"
     return MemoryFit(
         model=model.name,
         hardware=hardware.name,
@@ -295,14 +323,14 @@ def fit(
         max_num_seqs=seqs,
         total_bytes=total,
         requested_bytes=requested,
-        weight_bytes=weights,
-        activation_bytes=activations,
-        cuda_graph_bytes=graphs,
-        non_torch_bytes=non_torch,
+        weight_bytes=taken.weight_bytes,
+        activation_bytes=taken.activation_bytes,
+        cuda_graph_bytes=taken.cuda_graph_bytes,
+        non_torch_bytes=taken.non_torch_bytes,
         kv_cache_bytes=left,
         uncertain_bytes=0.0
         if kv_cache_memory_bytes is not None
-        else _ESTIMATE_UNCERTAINTY_RATIO * (activations + graphs + non_torch),
+        else _ESTIMATE_UNCERTAINTY_RATIO * (taken.total_bytes - taken.weight_bytes),
         block_size=block,
         bytes_per_block=per_block,
         num_blocks=num_blocks,
@@ -331,14 +359,14 @@ def smallest(
     osl: int = 1024,
     concurrency: int = 1,
     max_gpus: int = 64,
-    **options: object,
+    **options: Any,
 ) -> MemoryFit | None:
     """The layout with the fewest GPUs that holds ``concurrency`` requests of ISL/OSL at once, or None.
 
     ``options`` are those of :func:`fit`. Layouts are tried by :func:`layouts`.
     """
     for tp, pp in layouts(max_gpus):
-        found = fit(model, hardware, tp=tp, pp=pp, **options)  # type: ignore[arg-type]
+        found = fit(model, hardware, tp=tp, pp=pp, **options)
         if found.fits and found.max_concurrency(isl, osl) >= concurrency:
             return found
     return None

@@ -33,7 +33,7 @@ from bench.catalog.yaml_source import (
 from bench.errors import BadInput
 
 SloMetric = Literal["ttft", "tpot", "itl", "e2e"]
-METRICS: tuple[str, ...] = get_args(SloMetric)
+METRICS: tuple[SloMetric, ...] = get_args(SloMetric)
 _UNITS_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 _EXAMPLE = 'write for example "ttft p99 <= 500 ms and tpot p95 <= 40 ms for 95 % of requests"'
 _NUMBER = r"\d+(?:\.\d+)?"
@@ -142,9 +142,10 @@ def _parse_limit(part: str, text: str) -> SloLimit:
     match = _LIMIT.fullmatch(part)
     if match is None:
         raise BadInput(f"SLO: cannot read {part or text!r}", next_step=_EXAMPLE)
-    metric, rank, _, number, unit = match.groups()
-    if metric not in METRICS:
-        raise BadInput(f"SLO: unknown metric {metric!r}", next_step=f"known: {', '.join(METRICS)}")
+    name, rank, _, number, unit = match.groups()
+    metric = next((m for m in METRICS if m == name), None)
+    if metric is None:
+        raise BadInput(f"SLO: unknown metric {name!r}", next_step=f"known: {', '.join(METRICS)}")
     if unit not in _UNITS_S:
         raise BadInput(f"SLO: {part!r}: unknown unit {unit!r}", next_step="write us, ms or s")
     percentile = float(rank) if rank is not None else None
@@ -153,7 +154,7 @@ def _parse_limit(part: str, text: str) -> SloLimit:
     limit_s = float(number) * _UNITS_S[unit]
     if limit_s <= 0:
         raise BadInput(f"SLO: {part!r}: the limit must be above 0")
-    return SloLimit(metric, round(limit_s, 12), percentile)  # type: ignore[arg-type]
+    return SloLimit(metric, round(limit_s, 12), percentile)
 
 
 def load_slo(name_path_or_text: str | Path) -> Slo:

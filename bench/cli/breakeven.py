@@ -56,20 +56,8 @@ def command(decision: str | None, out: str | None, as_json: bool, **quick: Any) 
     return EXIT_DONE
 
 
-def _quick(
-    gpu: str | None,
-    gpus: int,
-    gpu_price: float | None,
-    tokens_per_s: float | None,
-    results: str | None,
-    cell: str | None,
-    apis: tuple[str, ...],
-    mix: str,
-    volumes: tuple[str, ...],
-    min_replicas: int,
-    peak_to_mean: float,
-    by_hour: bool,
-) -> Decision:
+def _quick(*, apis: tuple[str, ...], mix: str, volumes: tuple[str, ...], by_hour: bool, **option: Any) -> Decision:
+    """A decision of one option from the command line's options (those of :class:`SelfHostSpec` under their flags' names)."""
     from pydantic import ValidationError
 
     from bench.catalog.hardware import load_hardware
@@ -78,6 +66,7 @@ def _quick(
     from bench.errors import BadInput
     from bench.units import counted
 
+    gpu, gpus, gpu_price = option.pop("gpu"), option.pop("gpus"), option.pop("gpu_price")
     if gpu is None:
         raise BadInput(
             "give a decision file, or --gpu with --tokens-per-s or --from",
@@ -92,18 +81,8 @@ def _quick(
             "usd_per_gpu_hour_high": found.high.amount,
             "price_note": f"median of {counted(len(found.offers), 'on-demand offer')} of the catalogue",
         }
-    option = {
-        "name": f"{gpus}×{gpu}",
-        "gpu": gpu,
-        "num_gpus": gpus,
-        **price,
-        "tokens_per_s": tokens_per_s,
-        "results": results,
-        "cell": cell,
-        "min_replicas": min_replicas,
-        "peak_to_mean": peak_to_mean,
-        "billing": "by_hour" if by_hour else "around_clock",
-    }
+    option |= {"name": f"{gpus}×{gpu}", "gpu": gpu, "num_gpus": gpus, **price}
+    option["billing"] = "by_hour" if by_hour else "around_clock"
     raw: dict[str, Any] = {
         "name": "quick",
         "why": "from the command line",
@@ -118,8 +97,11 @@ def _quick(
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         field = ".".join(str(p) for p in first["loc"] if p not in ("options", 0))
+        flag = {"usd_per_gpu_hour": "gpu-price", "num_gpus": "gpus", "results": "from"}.get(
+            field, field.replace("_", "-")
+        )
         text = first["msg"].removeprefix("Value error, ")
-        raise BadInput(text, where=f"--{field.replace('_', '-')}" if field else None) from None
+        raise BadInput(text, where=f"--{flag}" if flag else None) from None
 
 
 def to_json(compared: Compared) -> dict[str, Any]:

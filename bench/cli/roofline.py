@@ -13,7 +13,7 @@ from bench.errors import EXIT_DONE, BadInput
 
 if TYPE_CHECKING:
     from bench.catalog.arch import ModelArch
-    from bench.roofline import Ceilings, StepRoofline, StepShape
+    from bench.roofline import Bound, Ceilings, StepRoofline, StepShape
 
 
 @click.command("roofline")
@@ -144,6 +144,7 @@ def _points(results: Path | None) -> tuple[list[Any], list[str]]:
 
 def _step_numbers(step: StepRoofline, shape: StepShape, dtype: str) -> dict[str, float]:
     time_s = step.time_s
+    bounds: tuple[Bound, ...] = ("compute", "memory", "link")
     return {
         "time_s": time_s,
         "tokens_per_s": shape.tokens / time_s if time_s else 0.0,
@@ -151,7 +152,7 @@ def _step_numbers(step: StepRoofline, shape: StepShape, dtype: str) -> dict[str,
         "bytes": step.bytes,
         "mfu_ratio": step.mfu(time_s, dtype) if time_s else 0.0,
         "mbu_ratio": step.mbu(time_s) if time_s else 0.0,
-        **{f"{b}_bound_ratio": step.share(b) for b in ("compute", "memory", "link")},  # type: ignore[arg-type]
+        **{f"{b}_bound_ratio": step.share(b) for b in bounds},
     }
 
 

@@ -134,9 +134,8 @@ def _at_axis(document: Document, error: BadInput, axes: dict[str, Any]) -> BadIn
     field = (error.where or "").rsplit(": ", 1)[-1]
     for name in axes:
         if field == ".".join(axis_path(name)):
-            location = ("sweep", "grid", name)
-            if name not in (document.data["sweep"].get("grid") or {}):
-                location = ("sweep", "points")  # type: ignore[assignment]
+            in_grid = name in (document.data["sweep"].get("grid") or {})
+            location = ("sweep", "grid", name) if in_grid else ("sweep", "points")
             return document.bad(error.what, location, error.next_step)
     return error
 

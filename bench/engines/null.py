@@ -19,7 +19,7 @@ from bench.engines.base import RecordSink
 from bench.engines.launch import EngineLaunch
 from bench.engines.pacing import StopState, in_slices, pace
 from bench.errors import EngineUnavailable
-from bench.records import EngineInfo, Request, RequestRecord, Schedule
+from bench.records import EngineInfo, ErrorClass, Request, RequestRecord, Schedule
 from bench.telemetry.gpus import visible_devices
 
 #: "crash", "hang" and "oom" happen when this many measured requests were answered.
@@ -87,7 +87,7 @@ class NullEngine:
     ) -> RequestRecord:
         sent_s = now()
         first_s: float | None = None
-        error = None
+        error: ErrorClass | None = None
         try:
             if self.time_per_token_s > 0:
                 await asyncio.sleep(self.time_per_token_s)
@@ -112,7 +112,7 @@ class NullEngine:
             first_token_s=first_s if error is None else None,
             last_token_s=done_s if error is None else None,
             done_s=done_s,
-            error=error,  # type: ignore[arg-type]
+            error=error,
             error_detail="failed as asked" if error == "engine_error" else None,
             finish_reason=None if error else "length",
             requested_osl=request.osl,

@@ -13,7 +13,7 @@ from typing import Any
 from bench.errors import BadInput
 from bench.interop.imported import ForeignRun, ImportedLoad
 from bench.interop.reading import ForeignFile, Part, error_class, utc_text
-from bench.records import Phase, RequestRecord
+from bench.records import ErrorClass, Phase, RequestRecord
 
 NAME = "guidellm"
 TOOL = "GuideLLM"
@@ -165,7 +165,8 @@ def _record(one: Part, status: str, load: ImportedLoad, start: float, end: float
     target = timings.number("targeted_start")
     due = target if load.kind == "open_loop" and target is not None and target >= _EARLIEST_UNIX_S else sent
     done = timings.number("request_end") or (one.number("request_end_time") if status == "successful" else None)
-    error, detail, recognised = None, None, True
+    error: ErrorClass | None = None
+    detail, recognised = None, True
     if status != "successful":
         detail = (info.text("error") or status)[:300]
         error, recognised = ("aborted" if status == "incomplete" else None), True
@@ -183,7 +184,7 @@ def _record(one: Part, status: str, load: ImportedLoad, start: float, end: float
     record = RequestRecord(
         index=0, phase=phase, isl=one.integer("prompt_tokens"), osl=one.integer("output_tokens"), due_s=since(due),
         sent_s=since(sent), first_token_s=since(timings.number("first_token_iteration")),
-        last_token_s=since(timings.number("last_token_iteration")), done_s=since(done), error=error,  # type: ignore[arg-type]
+        last_token_s=since(timings.number("last_token_iteration")), done_s=since(done), error=error,
         error_detail=detail, num_chunks=timings.integer("token_iterations") or None,
     )  # fmt: skip
     return record, recognised

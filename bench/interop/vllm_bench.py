@@ -134,7 +134,7 @@ def _load(part: Part) -> tuple[ImportedLoad, list[str]]:
         number = part.integer("num_prompts") or part.integer("completed")
         return ImportedLoad("offline", batch_size=number), ["all requests were sent at once: read as one batch"]
     try:
-        rate_per_s = float(rate)  # type: ignore[arg-type]
+        rate_per_s = float(str(rate))
     except (TypeError, ValueError):
         raise BadInput(f"expected a rate or inf, got {rate!r}", where=part.where("request_rate")) from None
     notes = []

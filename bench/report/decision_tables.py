@@ -158,9 +158,9 @@ def _split_row(o: ResolvedOption, input_ratio: float) -> tuple[Field, ...]:
     usd, rate_in = s.usd_per_replica_hour / 3600, s.tokens_per_s.value * input_ratio
     rate_out = s.tokens_per_s.value - rate_in
     by_price = split_by_price_ratio(usd, rate_in, rate_out)
-    timed = (Field("n/a", "", "typed in"),) * 2
+    timed: tuple[Field, ...] = (Field("n/a", "", "typed in"),) * 2
     if o.rate.prefill_time_ratio is not None and rate_out > 0:
-        timed = tuple(_usd(v) for v in split_by_time(usd, rate_in, rate_out, o.rate.prefill_time_ratio))  # type: ignore[assignment]
+        timed = tuple(_usd(v) for v in split_by_time(usd, rate_in, rate_out, o.rate.prefill_time_ratio))
     return (Field(s.name, s.name), *(_usd(v) for v in by_price), *timed)
 
 

@@ -16,6 +16,7 @@ from bench.store import RunReader
 
 if TYPE_CHECKING:
     from bench.catalog.arch import ModelArch
+    from bench.workload.trace import TraceFormat
 
 ENGINE_START_S = {"cpu": 50.0, "gpu": 90.0}
 RUN_OVERHEAD_S = 1.5
@@ -114,10 +115,10 @@ def _trace_s(spec: CellSpec, load: TraceLoad, pace: _Pace, base: Path | None) ->
 
 
 @functools.lru_cache(maxsize=32)
-def _trace_facts(path: Path, fmt: str | None, limit: int | None) -> tuple[float, int, float, float]:
+def _trace_facts(path: Path, fmt: TraceFormat | None, limit: int | None) -> tuple[float, int, float, float]:
     """(when its last request is due in s, number of requests, mean ISL, mean OSL) of a trace."""
     from bench.workload.trace import read_trace
 
-    rows = read_trace(path, fmt=fmt, limit=limit).rows  # type: ignore[arg-type]
+    rows = read_trace(path, fmt=fmt, limit=limit).rows
     n = len(rows)
     return rows[-1].t_s, n, sum(r.isl for r in rows) / n, sum(r.osl for r in rows) / n

@@ -128,7 +128,8 @@ class _Levels:
     def verdict(self, level: float) -> Verdict:
         if level not in self.results:
             probes: list[Probe] = []
-            verdict, why = "unresolved", ""
+            verdict: Verdict = "unresolved"
+            why = ""
             while len(probes) < self.max_runs:
                 probes.append(self.probe(level, len(probes)))
                 if len(probes) < self.min_runs:
@@ -136,7 +137,7 @@ class _Levels:
                 verdict, why = judge(probes, self.confidence)
                 if verdict != "unresolved":
                     break
-            result = LevelResult(level, verdict, tuple(probes), why)  # type: ignore[arg-type]
+            result = LevelResult(level, verdict, tuple(probes), why)
             self.results[level] = result
             if self.on_level is not None:
                 self.on_level(result)
