@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.errors import EXIT_INTERRUPTED  # noqa: E402
+from bench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_SOME_FAILED  # noqa: E402
 from scripts import evidence_results as measured  # noqa: E402
 from scripts.evidence_parts import Part, programme  # noqa: E402
 from scripts.evidence_state import STATE, Evidence, OutOfTime, PartFailed, bench, refuse, utc  # noqa: E402
@@ -106,7 +106,8 @@ def _status_of(code: int, part: Part, evidence: Evidence) -> tuple[str, str | No
         return "complete", None
     some = measured.complete_runs(evidence.results, Path(part.argv[1]).stem) if part.failed_ok else []
     reason = f"bench {part.argv[0]} ended with {code}, {len(some)} runs are complete; see logs/{part.name}.log"
-    return ("partial" if code == 1 and some else "failed"), reason
+    # 2 after complete runs: they stand, and what came after them (a report of prices that cannot be read) did not
+    return ("partial" if code in (EXIT_SOME_FAILED, EXIT_BAD_INPUT) and some else "failed"), reason
 
 
 # ---- parts that are more than one command ----------------------------------------------------------------------------

@@ -194,6 +194,26 @@ def test_a_command_that_was_interrupted_interrupts_the_programme(tmp_path, comma
         gpu_evidence.bench(_evidence(tmp_path, ()), "slow", ["doctor"], 30)
 
 
+@pytest.mark.parametrize(
+    "code, runs, status",
+    [
+        (0, 1, "complete"),
+        (0, 0, "not possible here"),
+        (1, 1, "partial"),
+        (2, 1, "partial"),
+        (1, 0, "failed"),
+        (-9, 1, "failed"),
+    ],
+)
+def test_what_an_exit_code_means_for_a_part(tmp_path, code, runs, status):
+    evidence = _evidence(tmp_path, ())
+    for n in range(runs):
+        _run(evidence.results, "e", "cell", n, {}, {})
+    part = Part("p", "test", "bench", ("run", "e"), 0.0, 1.0, failed_ok=True)
+    found, reason = gpu_evidence._status_of(code, part, evidence)
+    assert found == status and (reason is None) == (status == "complete")
+
+
 PROGRAMME = """
 import signal, subprocess, sys
 from pathlib import Path
