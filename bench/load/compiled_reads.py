@@ -41,6 +41,9 @@ _SLOT_READS = 1024
 _TOUCHED_BYTES = 1 << 15
 #: Events of one wait: few enough that a send that is due meanwhile does not wait for long.
 _EVENTS = 128
+#: Events that Python handles (some 30 us each) before compiled code reads again, so that a crowd of heads and ends does
+#: not let the chunks of other answers merge.
+_PER_TURN = 4
 #: Connections that this path takes; further ones stay with the event loop.
 MOST_CONNECTIONS = 4096
 
@@ -124,6 +127,7 @@ class CompiledReads:
         self.free = list(range(num - 1, -1, -1))
         self.poll = select.epoll()
         self.active = self.turn_due = False
+        self.pending: deque[tuple[Connection | None, int, int, int]] = deque()
         self.soon: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self.held: list[tuple[int, int, Callable[[], None]]] = []
         self.serial = itertools.count()
@@ -211,18 +215,12 @@ class CompiledReads:
     # Events
 
     def handle(self, conn: Connection, slot: int, reason: int, error: int) -> None:
-        """What compiled code leaves to Python, for one connection."""
+        """What compiled code leaves to Python, for one connection. More may have come since: what holds is the slot's
+        state now."""
         k = self.kernels
         why = reason & ~k.MORE
-        if why == k.COMPLETE:
-            self.num_responses += 1
-            conn.finish(None, "")
-        elif why == k.AT_HEAD:
-            self._head(conn, slot)
-        elif why == k.LOOK:
-            self._look(conn, slot)
-        elif why == k.FULL:
-            self._write_part(conn, slot)
+        if why <= k.FULL:
+            self._received(conn, slot, why)
         elif why == k.ENDED:
             conn.ended()
         elif why == k.LOST:
@@ -235,10 +233,25 @@ class CompiledReads:
         else:
             which = {k.TIMEOUT: "total", k.NO_FIRST_BYTE: "first", k.STALL: "stall"}[why]
             conn.over_limit(which, self.client.limits)
-        if why in (k.AT_HEAD, k.LOOK) and conn.slot == slot and self.table[slot, k.USED] > _MOST_BYTES:
-            self._write_part(conn, slot)
         if reason & k.MORE and conn.slot == slot:
             self.poll.modify(conn.sock, self._mask)  # edge-triggered: tell again of what is left
+
+    def _received(self, conn: Connection, slot: int, why: int) -> None:
+        """Bytes of the answer: its head, perhaps its end, or more than the buffer should hold."""
+        k = self.kernels
+        mode = self.table[slot, k.MODE]
+        if mode == k.HEAD:
+            self._head(conn, slot)
+        elif mode == k.BODY:
+            if why == k.COMPLETE and self.raw(slot)[2][-len(SSE_END) :] == SSE_END:
+                self.num_responses += 1
+                conn.finish(None, "")
+            else:
+                self._look(conn, slot)
+        if conn.slot == slot and conn.item >= 0:
+            used, num = self.table[slot, 1:3].tolist()
+            if used > _MOST_BYTES or num == _SLOT_READS:
+                self._write_part(conn, slot)
 
     def _head(self, conn: Connection, slot: int) -> None:
         k = self.kernels
@@ -344,21 +357,20 @@ class CompiledReads:
                 self.loop.call_soon(self._turn)
 
     def _once(self) -> None:
-        m = self.memory
+        m, pending = self.memory, self.pending
         found = self.kernels.receive(self.poll.fileno(), self._timeout_ms(), *m.arguments)
         if found < 0:
             raise OSError(-found, os.strerror(-found))
-        rows = m.out[:found].tolist()
-        # Who an event is for is settled before any is handled: handling one may close and open connections.
-        events = [(self.conns[row] if reason else None, row, reason, error) for row, reason, error in rows]
-        for conn, row, reason, error in events:
-            if conn is not None:
-                if conn.slot == row and not conn.dead:
-                    self.handle(conn, row, reason, error)
-            elif not reason:
-                callback = self.callbacks.get(row)
-                if callback is not None:
-                    callback()
+        for row, reason, error in m.out[:found].tolist():
+            if reason:
+                # Who an event is for is settled now: handling another one may close and open connections.
+                pending.append((self.conns[row], row, reason, error))
+            else:  # timers go first
+                self.callbacks[row]()
+        for _ in range(min(len(pending), _PER_TURN)):
+            conn, row, reason, error = pending.popleft()
+            if conn is not None and conn.slot == row and not conn.dead:
+                self.handle(conn, row, reason, error)
         for _ in range(len(self.soon)):
             function, arguments = self.soon.popleft()
             function(*arguments)
@@ -366,7 +378,7 @@ class CompiledReads:
             heapq.heappop(self.held)[2]()
 
     def _timeout_ms(self) -> int:
-        if self.soon:
+        if self.soon or self.pending:
             return 0
         if self.held:
             return max(0, -(-(self.held[0][0] - time.monotonic_ns()) // 1_000_000))

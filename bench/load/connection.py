@@ -128,9 +128,9 @@ class Connection(Incoming):
         if self.tls is not None:
             self.tls.write(data)
             data = self.tls_out.read()
-        self.sent_ns = self.last_read_ns = time.monotonic_ns()
         if self.slot >= 0 and self.client.reads is not None:
-            self.client.reads.begin(self.slot, self.sent_ns)
+            self.client.reads.begin(self.slot, time.monotonic_ns())
+        self.sent_ns = self.last_read_ns = time.monotonic_ns()
         self._send_bytes(data)
 
     def _send_bytes(self, data: bytes) -> None:
