@@ -6,7 +6,6 @@ Nothing is decided here that the schedule does not say: which request is due whe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import os
 import ssl
@@ -21,7 +20,7 @@ import numpy as np
 from bench.load.clocks import DeadlineTimer, paired_reading
 from bench.load.compiled_reads import CompiledReads
 from bench.load.connection import Connection
-from bench.load.control import Control, State, Stop
+from bench.load.control import Control, Stop
 from bench.load.loop_gate import LoopGate
 from bench.load.share import Limits, Measures, Share
 from bench.load.spill import SpillWriter
@@ -426,23 +425,3 @@ class Client:
         self.spill.final(self.positions[row], due, 0, 0, 0, "aborted", detail, 0, bytearray(), array("I"), b"")
         self.words[Control.NUM_DONE] += 1
         self.words[Control.NUM_ERRORS] += 1
-
-
-def serve_state(words: Any, state: State) -> None:
-    """Tell the driver how far this worker is."""
-    words[Control.STATE] = int(state)
-
-
-@contextlib.contextmanager
-def frozen_gc() -> Any:
-    """No garbage collection while measuring: what exists now is not looked at, what is made then is not searched."""
-    import gc
-
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()

@@ -6,6 +6,7 @@ import mmap
 import os
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,3 +53,8 @@ class Control:
 
     def all_at_least(self, state: State) -> bool:
         return bool((self.workers[:, self.STATE] >= state).all())
+
+
+def serve_state(words: Any, state: State) -> None:
+    """Tell the driver how far this worker is."""
+    words[Control.STATE] = int(state)

@@ -6,19 +6,16 @@ watches the stop rule on a shared page, and collects what the processes parsed w
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,154 +23,25 @@ from bench.errors import BenchError, StoreError
 from bench.load import schedule as schedules
 from bench.load.compiled_reads import MOST_CONNECTIONS
 from bench.load.control import Control, State, Stop
-from bench.load.honesty import Honesty, assess
-from bench.load.share import Limits, Share
-from bench.load.target import Address, Target, resolve, tls_context
+from bench.load.honesty import assess
+from bench.load.options import LoadOptions, LoadResult, Progress
+from bench.load.prepare import (
+    build_share,
+    choose_num_processes,
+    limited_by_rule,
+    pick_address,
+    raise_file_limit,
+    wants_compiled,
+)
+from bench.load.target import Target, resolve, tls_context
 from bench.load.worker import WorkerSpec, asked_of, dump
 from bench.records import RequestRecord, Schedule, StopRule
 
-#: In-flight requests that one process is given before a second one is used, where the number is not set.
-STREAMS_PER_PROCESS = 1024
-#: Expected chunks from which on the compiled path is used: below, loading it costs more than it saves.
-COMPILED_CHUNKS = 10_000
+__all__ = ["Driver", "LoadOptions", "LoadResult", "Progress", "drive"]
+
 _POLL_S = 0.1
 _START_LIMIT_S = 60.0
 _LEAD_S = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to drive, apart from the schedule.
-
-    Args:
-        num_processes: None: one, and more only where one would not do and cores are free.
-        cpus: pin process k to ``cpus[k % len]``, to keep the client off the engine's cores.
-        exact_osl: an output length other than the requested one is an error (servers that honour ``ignore_eos``).
-        drain_s: once enough was measured (minima reached, stopped on request, too many errors), how long requests in flight
-            may take before they are aborted. At a maximum duration they are aborted at once.
-        preconnect: connections opened before the clock starts, at most.
-        capacity_chunks_per_s: receive path -> this client's measured capacity on this machine, for the verdict.
-        receive_path: "compiled" reads plain connections in machine code (Linux; elsewhere and over TLS the event loop does
-            it), "auto" does so where enough chunks are expected to be worth loading it. The result says which it was.
-        keep_raw: leave the scratch folder (raw responses) and report where it is.
-    """
-
-    limits: Limits = field(default_factory=Limits)
-    num_processes: int | None = None
-    cpus: tuple[int, ...] | None = None
-    exact_osl: bool = False
-    drain_s: float = 30.0
-    preconnect: int = 1024
-    capacity_chunks_per_s: Mapping[str, float] | None = None
-    capacity_source: str | None = None
-    scratch_parent: str | None = None
-    keep_raw: bool = False
-    receive_path: Literal["auto", "compiled", "event_loop"] = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run is now."""
-
-    elapsed_s: float
-    num_total: int
-    num_done: int
-    num_errors: int
-    in_flight: int
-    num_reads: int
-    stage: str  # "connect", "warmup", "main", "drain", "parse"
-
-
-@dataclass(slots=True)
-class LoadResult:
-    """Records in order of completion; chunks come in blocks from disk until :meth:`close`."""
-
-    records: list[RequestRecord]
-    honesty: Honesty
-    main_start_s: float
-    stop_reason: str
-    scratch: Path
-    chunk_files: list[Path]
-
-    def chunk_blocks(self) -> Iterator[dict[str, np.ndarray]]:
-        """Columns index, t_s, tokens, num_events; about a million rows a block."""
-        for path in self.chunk_files:
-            with np.load(path) as data:
-                yield {name: data[name] for name in data.files}
-
-    def close(self, *, keep_raw: bool = False) -> None:
-        if not keep_raw:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-
-
-def choose_num_processes(schedule: Schedule, wanted: int | None) -> int:
-    """Sending processes for a schedule: as asked, or by its concurrency; one for batches and for few requests."""
-    if schedule.kind == "offline" and schedule.max_in_flight is not None:
-        return 1
-    limit = schedule.max_in_flight
-    if schedule.in_flight_steps:
-        limit = max(c for _, c in schedule.in_flight_steps)
-    most = min(len(schedule.requests), limit or len(schedule.requests))
-    if wanted is not None:
-        return max(1, min(wanted, most))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(-(-(limit or 1) // STREAMS_PER_PROCESS), cores // 2))
-
-
-def limited_by_rule(schedule: Schedule) -> np.ndarray:
-    """Positions that may be sent: all, or the warm-up and the first ``max_requests`` others."""
-    limit = schedule.stop.max_requests
-    warm = np.asarray([r.phase == "warmup" for r in schedule.requests])
-    if limit is None:
-        return np.ones(len(warm), dtype=bool)
-    return warm | (np.cumsum(~warm) <= limit)
-
-
-def build_share(schedule: Schedule, positions: np.ndarray, body_at: np.ndarray) -> Share:
-    """The arrays a process works from."""
-    requests = [schedule.requests[p] for p in positions]
-    n = len(requests)
-    due = np.full(n, -1, dtype=np.int64)
-    if schedule.due_s is not None and schedule.kind != "offline":  # a batch is due when it is submitted
-        due = np.rint(np.asarray(schedule.due_s, dtype=np.float64)[positions] * 1e9).astype(np.int64)
-    follows, is_root = np.full(n, -1, dtype=np.int64), np.ones(n, dtype=bool)
-    last_of: dict[int, int] = {}
-    order = sorted((k for k in range(n) if requests[k].session is not None), key=lambda k: (requests[k].turn, k))
-    for k in order:
-        session = requests[k].session
-        assert session is not None
-        if session in last_of:
-            follows[last_of[session]] = k
-            is_root[k] = False
-        last_of[session] = k
-    return Share(
-        positions=np.asarray(positions, dtype=np.int64),
-        due_ns=due,
-        think_ns=np.asarray([round(r.think_s * 1e9) for r in requests], dtype=np.int64),
-        follows=follows,
-        is_root=is_root,
-        is_warmup=np.asarray([r.phase == "warmup" for r in requests], dtype=bool),
-        body_at=body_at,
-    )
-
-
-def pick_address(addresses: list[Address], limit_s: float) -> Address:
-    """The first address that takes a connection; the first of all when none does (the requests then say why)."""
-    for family, address in addresses if len(addresses) > 1 else []:
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.settimeout(limit_s)
-            probe.connect(address)
-            return family, address
-    return addresses[0]
-
-
-def raise_file_limit() -> None:
-    """As many open files as the system lets this user have."""
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Driver:
@@ -260,17 +128,10 @@ class Driver:
             exact_osl=self.options.exact_osl,
             cpus=self.options.cpus,
             parent_pid=os.getpid(),
-            compiled=self._wants_compiled(allowed),
+            compiled=wants_compiled(schedule, self.options, allowed),
             most_connections=min(self.num_total, -(-(most if most is not None else MOST_CONNECTIONS) // self.num) + 64),
         )
         dump(self.scratch, "spec.pickle", spec)
-
-    def _wants_compiled(self, allowed: np.ndarray) -> bool:
-        path = self.options.receive_path
-        if path != "auto":
-            return path == "compiled"
-        requests = self.schedule.requests
-        return sum(requests[p].osl for p in np.flatnonzero(allowed)) >= COMPILED_CHUNKS
 
     def _start(self) -> None:
         fds = () if self.semaphore is None else (self.semaphore,)

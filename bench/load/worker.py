@@ -7,6 +7,8 @@ the last response is in, parses what it left on disk into records and chunk colu
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import mmap
 import os
@@ -14,6 +16,7 @@ import pickle
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from bench.errors import BenchError
-from bench.load.client import Client, frozen_gc, serve_state
+from bench.load.client import Client
 from bench.load.clocks import ClockOffsets, ask_for_short_slices
 from bench.load.compiled_reads import load_kernels
-from bench.load.control import Control, State, Stop
+from bench.load.control import Control, State, Stop, serve_state
 from bench.load.parse import Asked, parse_outcome
 from bench.load.share import Limits, Share
 from bench.load.spill import SpillWriter, read_spill
@@ -62,6 +65,19 @@ def new_loop() -> tuple[asyncio.AbstractEventLoop, str]:
     except ImportError:
         return asyncio.new_event_loop(), "asyncio"
     return uvloop.new_event_loop(), f"uvloop {uvloop.__version__}"
+
+
+@contextlib.contextmanager
+def frozen_gc() -> Iterator[None]:
+    """No garbage collection while measuring: what exists now is not looked at, what is made then is not searched."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _cpu_ns() -> int:
