@@ -39,7 +39,7 @@ from bench.records import RequestRecord, Schedule, StopRule
 
 __all__ = ["Driver", "LoadOptions", "LoadResult", "Progress", "drive"]
 
-_POLL_S = 0.1
+_POLL_S, _STEP_POLL_S = 0.2, 0.1
 _START_LIMIT_S = 60.0
 _LEAD_S = 0.02
 
@@ -173,7 +173,7 @@ class Driver:
         pause_s = 0.005  # short runs are not made long by waiting for them
         while not control.all_at_least(state):
             time.sleep(pause_s)
-            pause_s = min(pause_s * 1.2, _POLL_S)
+            pause_s = min(pause_s * 1.2, _POLL_S if self.schedule.in_flight_steps is None else _STEP_POLL_S)
             self._check_alive()
             if abort_at is None and ends():
                 if stage == "connect":
