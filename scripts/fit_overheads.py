@@ -3,8 +3,8 @@
     python scripts/fit_overheads.py                 fit on bench.sim.accuracy.FITTED_MODELS, print the values
     python scripts/fit_overheads.py --leave-out     also fit without each of these models in turn, and print the
                                                     quantiles of measured / predicted on the model left out
-    ... --json FILE                                 write the values and every left-out error, as they come, for
-                                                    scripts/fit_intervals.py
+    ... --json FILE                                 write the values and every left-out error as they come
+    ... --write-left-out                            rewrite configs/efficiency/left_out.csv, which intervals come from
 
 Each point is simulated by the same loop as ``bench predict``. Bounds keep every value physical; the loss is robust, so
 that single odd rows do not bend a cost. Takes some minutes a fit.
@@ -27,6 +27,7 @@ from bench.catalog.hardware import load_hardware
 from bench.errors import BenchError
 from bench.sim.accuracy import FITTED_MODELS, run_point, shape_for, summarise
 from bench.sim.ground_truth import Point, serving_points
+from bench.sim.intervals import LEFT_OUT_FILE
 from bench.sim.op_times import Overheads
 from bench.sim.step_time import StepTime, load_overheads, with_overheads
 from bench.sim.step_time_kernel import HOST_PER_RUNNING_S
@@ -133,6 +134,13 @@ def error_rows(points: list[Point], errors: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
+def write_left_out(rows: list[dict[str, Any]]) -> None:
+    """Rewrite the file that ``bench.sim.intervals`` reads; the comment on top stays."""
+    comment = [line for line in LEFT_OUT_FILE.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    lines = [f"{r['id']},{r['tpot']:.4f},{r['ttft']:.4f}" for r in rows]
+    LEFT_OUT_FILE.write_text("\n".join([*comment, "id,tpot,ttft", *lines]) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fit overheads to measured serving points.")
     parser.add_argument("--leave-out", action="store_true", help="leave-one-model-out errors as well")
@@ -141,6 +149,7 @@ def main() -> None:
         "--every", type=int, default=2, help="use every n-th point in the fit (all are used in the errors)"
     )
     parser.add_argument("--json", type=Path, help="write values and left-out errors here")
+    parser.add_argument("--write-left-out", action="store_true", help="rewrite configs/efficiency/left_out.csv")
     arguments = parser.parse_args()
     written: dict[str, Any] = {"left_out": []}
 
@@ -162,6 +171,8 @@ def main() -> None:
             written[f"without {model}"] = {name: getattr(found, name) for name in BOUNDS}
             save()
         show("all left out", np.concatenate(pooled))
+        if arguments.write_left_out:
+            write_left_out(written["left_out"])
     found = fit(fit_points(FITTED_MODELS, arguments.every), start, arguments.evaluations)
     written["overheads"] = {name: getattr(found, name) for name in BOUNDS}
     save()

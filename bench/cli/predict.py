@@ -21,7 +21,7 @@ _SHOWN = (
     ("output_tokens_per_s", "output tok/s", "output_tokens_per_s", 1.0),
     ("ttft_p50_s", "TTFT p50 ms", "ttft", 1e3),
     ("tpot_p50_s", "TPOT p50 ms", "tpot", 1e3),
-    ("energy_j_per_output_token", "J/token", "power", 1.0),
+    ("energy_j_per_output_token", "J/token", "energy", 1.0),
 )
 
 
@@ -118,6 +118,7 @@ def _fleet(
 
 def _row(predicted: Any) -> dict[str, Any]:
     from bench.analysis.summary import summarise_run
+    from bench.sim.power import energy_per_token_interval
     from bench.sim.scheduler import PROVED_AGAINST_VLLM
 
     cell = predicted.target.cell
@@ -141,7 +142,9 @@ def _row(predicted: Any) -> dict[str, Any]:
         if not values:
             continue
         value = sum(values) / len(values)
-        interval = step_time.interval(metric) if metric != "power" else None
+        interval = step_time.interval("output_tokens_per_s" if metric == "energy" else metric)
+        if metric == "energy" and interval is not None:
+            interval = energy_per_token_interval(predicted.target.hardware.name, interval)
         row[key] = {
             "value": value,
             "low": None if interval is None else value * interval.low_ratio,

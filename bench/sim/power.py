@@ -10,6 +10,7 @@ power limit and data sheet, and get the wider interval that rows of a never-fitt
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,25 @@ class StepPower:
     energy_j: float
     mean_power_w: float
     interval: Interval
+
+
+def power_interval(hardware_name: str) -> Interval:
+    """90 % interval of power and energy on this device."""
+    fit = load_power_fit()
+    if hardware_name == FITTED_DEVICE:
+        return Interval(*fit.fitted_device, 0.90, fit.source)
+    return Interval(*fit.other_device, 0.90, f"scaled from {FITTED_DEVICE} by power limit and data sheet")
+
+
+def energy_per_token_interval(hardware_name: str, rate: Interval) -> Interval:
+    """90 % interval of joules per output token: power over ``rate`` (that of the output rate).
+
+    Power was fitted at measured rates, so that the two errors are taken as independent: log half-widths add in squares.
+    """
+    power = power_interval(hardware_name)
+    low = math.hypot(math.log(power.low_ratio), math.log(rate.high_ratio))
+    high = math.hypot(math.log(power.high_ratio), math.log(rate.low_ratio))
+    return Interval(math.exp(-low), math.exp(high), 0.90, f"power: {power.basis}; output rate: {rate.basis}")
 
 
 def power_ratio(fit: PowerFit, memory: np.ndarray, kv: np.ndarray, flops: np.ndarray) -> np.ndarray:
@@ -146,11 +166,7 @@ def step_power(
     if not hardware.tdp_w or not hardware.peak_flops:
         raise BadInput(f"{hardware.name}: no power limit or peak rates in the catalogue, so no power can be predicted")
     fit = load_power_fit()
-    bounds = fit.fitted_device if hardware.name == FITTED_DEVICE else fit.other_device
-    basis = (
-        fit.source if hardware.name == FITTED_DEVICE else f"scaled from {FITTED_DEVICE} by power limit and data sheet"
-    )
-    interval = Interval(bounds[0], bounds[1], 0.90, basis)
+    interval = power_interval(hardware.name)
     idle_w = fit.idle * hardware.tdp_w
     gpus = tp * pp
     if not len(steps["end_s"]):

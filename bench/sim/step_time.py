@@ -61,6 +61,13 @@ class OverheadFit:
     source: str
     intervals: Mapping[str, Mapping[str, tuple[float, float]]]  # trust -> metric -> (low, high) ratio
     interval_basis: str
+    devices: tuple[str, ...] = ()
+    engines: frozenset[tuple[int, int, int, str]] = frozenset()
+
+    def knows(self, shape: ModelShape, device: str) -> bool:
+        """Whether the overheads were fitted on this architecture and dtype, on this device: its interval is narrower."""
+        dtype = shape.expert_dtype if any(g.num_experts for g in shape.groups) else shape.dense_dtype
+        return device in self.devices and (shape.num_layers, shape.hidden_size, shape.vocab_size, dtype) in self.engines
 
 
 @functools.lru_cache(maxsize=4)
@@ -75,7 +82,11 @@ def load_overheads(path: Path = EFFICIENCY_FOLDER / "overheads.yaml") -> Overhea
             for trust, metrics in data["intervals"].items()
         }
         values = {k: float(v) for k, v in data["overheads"].items()}
-        return OverheadFit(Overheads(**values), str(data["source"]), intervals, str(data["interval_basis"]))
+        engines = frozenset((int(n), int(h), int(v), str(d)) for n, h, v, d in data["fitted_engines"])
+        return OverheadFit(
+            Overheads(**values), str(data["source"]), intervals, str(data["interval_basis"]),
+            tuple(data["fitted_devices"]), engines,
+        )  # fmt: skip
     except (OSError, YAMLError, KeyError, TypeError, ValueError) as e:
         raise BadInput(f"not an overheads file: {e}", where=str(path), next_step="restore the file") from e
 
@@ -153,8 +164,9 @@ def build_step_time(
         device = dataclasses.replace(device, overheads=changed(o, **slower))
     blackwell = float(hardware.compute_capability or 0) >= 10.0
     graph_tokens = min(2 * max_num_seqs, GRAPH_TOKENS_CAP_BLACKWELL if blackwell else GRAPH_TOKENS_CAP)
+    shape = shape or shape_of(model, quantization, kv_cache_dtype)
     array = coefficients(
-        shape or shape_of(model, quantization, kv_cache_dtype), device, tensor_parallel_size, pipeline_parallel_size,
+        shape, device, tensor_parallel_size, pipeline_parallel_size,
         enable_expert_parallel, 0 if enforce_eager or hardware.kind == "cpu" else graph_tokens,
     )  # fmt: skip
     if not async_scheduling:
@@ -168,7 +180,7 @@ def build_step_time(
     if scales is not None:
         array[kernel.DECODE_ATTENTION_SCALE] = scales.decode_attention / scales.memory
         array[kernel.PREFILL_ATTENTION_SCALE] = scales.prefill_attention / scales.compute
-    return _uncalibrated(device, scales, array)
+    return _uncalibrated(device, scales, array, shape)
 
 
 def device_of(hardware: Hardware) -> Device:
@@ -185,9 +197,10 @@ def _calibrated(profile: Profile, asked: Layout, array: np.ndarray) -> StepTime:
     return StepTime(profile.source, "user-runs", array, overhead, profile.intervals())
 
 
-def _uncalibrated(device: Device, scales: KernelScales | None, array: np.ndarray) -> StepTime:
+def _uncalibrated(device: Device, scales: KernelScales | None, array: np.ndarray, shape: ModelShape) -> StepTime:
     fit, curves, name = load_overheads(), device.curves, device.hardware.name
-    trust, key = "shipped-curves", "own-curves"
+    own = "own-curves" if fit.knows(shape, name) else "own-curves-other-models"
+    trust, key = "shipped-curves", own
     words = f"shipped efficiency curves of {curves.name} ({curves.source})"
     if curves.trust == "borrowed curves":
         key, words = "borrowed-curves", f"{words}; {curves.reason}: less trusted"
@@ -200,7 +213,7 @@ def _uncalibrated(device: Device, scales: KernelScales | None, array: np.ndarray
                 f"nothing is known of {name}'s speed: a guess until `bench calibrate` has seen runs of it",
             )
     if scales is not None:
-        trust, key = "user-kernels", "own-curves"
+        trust, key = "user-kernels", own
         words = f"kernels measured on {name} ({sum(scales.num_cases)} cases, {scales.source}) over the {words}"
     intervals = {m: Interval(low, high, 0.90, fit.interval_basis) for m, (low, high) in fit.intervals[key].items()}
     o = device.overheads

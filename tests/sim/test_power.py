@@ -8,7 +8,15 @@ import pytest
 from bench.catalog.hardware import load_hardware
 from bench.catalog.model import load_model
 from bench.errors import BadInput
-from bench.sim.power import StepPower, load_power_fit, power_ratio, step_power
+from bench.sim.interface import Interval
+from bench.sim.power import (
+    StepPower,
+    energy_per_token_interval,
+    load_power_fit,
+    power_interval,
+    power_ratio,
+    step_power,
+)
 from bench.sim.step_time import build_step_time
 from bench.sim.step_time_kernel import step_time_s
 
@@ -94,3 +102,11 @@ def test_a_cpu_has_no_power_model() -> None:
     steps, duration = decoding(8)
     with pytest.raises(BadInput, match="no power limit"):
         step_power(MODEL, load_hardware("cpu"), steps, duration)
+
+
+def test_energy_per_token_has_an_interval_at_least_as_wide_as_either_part() -> None:
+    rate = Interval(0.9, 1.1)
+    power, found = power_interval("H100-SXM"), energy_per_token_interval("H100-SXM", rate)
+    assert found.low_ratio < min(power.low_ratio, 1 / rate.high_ratio)
+    assert found.high_ratio > max(power.high_ratio, 1 / rate.low_ratio)
+    assert energy_per_token_interval("L40S", rate).high_ratio > found.high_ratio  # a device that was not fitted
