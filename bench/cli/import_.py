@@ -126,11 +126,13 @@ def _machine(name: str, written: list[Written], hints: Hints) -> dict[str, Any]:
 
 
 def _print(name: str, written: list[Written], results: Path | None) -> None:
+    from bench.units import counted
+
     new = [w for w in written if not w.already]
     cells = len({w.cell_id for w in written})
     click.secho("IMPORTED, NOT MEASURED HERE", bold=True)
     click.echo(
-        f"{len(new)} runs of {cells} cells written"
+        f"{counted(len(new), 'run')} of {counted(cells, 'cell')} written"
         + (f", {len(written) - len(new)} were there before" if len(new) < len(written) else "")
     )
     for w in written:

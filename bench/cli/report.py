@@ -79,6 +79,8 @@ def _print(files: ReportFiles) -> None:
     if report.origin_label:
         click.secho(report.origin_label.upper(), bold=True)
     click.echo(report.state + ".")
+    from bench.units import counted
+
     workload = ""
     for a in report.answers:
         if a.workload != workload:
@@ -87,8 +89,8 @@ def _print(files: ReportFiles) -> None:
         click.echo(f"{a.question}: {a.headline}, {a.figure}. {a.sentence}")
     for d in report.doubts:
         if d.warning.severity != "note":
-            click.echo(f"{d.warning.severity}: {d.warning.message} ({len(d.cells)} cells)", err=True)
+            click.echo(f"{d.warning.severity}: {d.warning.message} ({counted(len(d.cells), 'cell')})", err=True)
     for f in report.failures:
-        cells = f.cells[0] if len(f.cells) == 1 else f"{len(f.cells)} cells"
+        cells = f.cells[0] if len(f.cells) == 1 else counted(len(f.cells), "cell")
         click.echo(f"{cells}: {f.what}: {' '.join(f.reason.split())[:200]}", err=True)
     click.echo(f"report: {files.html}")

@@ -38,6 +38,7 @@ from bench.decide.traffic import growth_factor, load_of
 from bench.errors import BadInput
 from bench.records import Warning_
 from bench.sim.profile import load_profile
+from bench.units import usd_text
 
 #: A check simulates this many requests at the peak, and at least this many seconds of it.
 CHECK_REQUESTS = 3000
@@ -339,7 +340,7 @@ def _why(fleets: list[SizedFleet]) -> str:
     head = f"{b.name} costs {more:.0%} more: "
     if per_b > per_a:
         text = (
-            f"an hour's price per request/s is ${per_b:.4g} against ${per_a:.4g} "
+            f"an hour's price per request/s is {usd_text(per_b)} against {usd_text(per_a)} "
             f"({b.capacity_per_s:.3g} requests/s for ${b.usd_per_gpu_hour * b.gpus_per_replica:.2f}/h a replica, "
             f"against {a.capacity_per_s:.3g} for ${a.usd_per_gpu_hour * a.gpus_per_replica:.2f}/h)"
         )

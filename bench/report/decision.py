@@ -143,6 +143,7 @@ def plan_page(plan: Plan) -> Page:
     lines += [scaled] if scaled else []
     lines += flips + [risk_text(name, v) for name, v in plan.risks]
     lines += [growth_text(plan)] if plan.stages else []
+    lines = [f"{text[0].upper()}{text[1:]}" for text in lines]
     return Page(
         title=plan.demand.name,
         why=plan.demand.why,

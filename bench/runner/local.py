@@ -35,7 +35,7 @@ from bench.runner.results import (
 from bench.runner.run_time import ENGINE_START_S, rough_run_s
 from bench.telemetry.baseline import measure_idle
 from bench.telemetry.gpus import memory_used, visible_devices, wait_for_release
-from bench.units import bytes_text
+from bench.units import bytes_text, counted
 
 #: After this many engine deaths in a row at one cell, the rest of its repeats are left for the next invocation.
 MAX_DEATHS_PER_CELL = 2
@@ -200,7 +200,7 @@ class LocalRunner:
         self.display.show(events.Plan(self.experiment.name, len(cells), total, total - len(todo), len(skipped), about))
         for reason in sorted(set(skipped.values())):
             n = sum(r == reason for r in skipped.values())
-            self.display.show(events.Notice("note", f"{n} cells cannot run here: {reason}"))
+            self.display.show(events.Notice("note", f"{counted(n, 'cell')} cannot run here: {reason}"))
         stale = stale_cells(self.folder, self.loaded.cells)
         if stale:
             text = f"{len(stale)} cells in {self.folder} belong to an earlier configuration: kept, but not part of this"

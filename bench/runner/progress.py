@@ -20,7 +20,7 @@ from bench.runner.events import (
     RunProgress,
     RunStarted,
 )
-from bench.units import duration_text, significant
+from bench.units import counted, duration_text, significant
 
 PLAIN_PROGRESS_EVERY_S = 15.0
 
@@ -39,10 +39,10 @@ def line_of(event: Event) -> str | None:
     """One plain line for an event, or None where it is not worth one."""
     match event:
         case Plan():
-            skipped = f", {event.num_skipped} cells cannot run here" if event.num_skipped else ""
+            skipped = f", {counted(event.num_skipped, 'cell')} cannot run here" if event.num_skipped else ""
             done = f", {event.num_runs_done} done already" if event.num_runs_done else ""
             about = f"; about {duration_text(event.estimate_s)}" if event.estimate_s else ""
-            return f"{event.experiment}: {event.num_cells} cells, {event.num_runs_total} runs{done}{skipped}{about}"
+            return f"{event.experiment}: {counted(event.num_cells, 'cell')}, {counted(event.num_runs_total, 'run')}{done}{skipped}{about}"
         case EngineStarting():
             return f"starting engine: {event.label} ({event.num_runs} runs)"
         case EngineReady():

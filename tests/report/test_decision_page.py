@@ -89,9 +89,9 @@ def test_the_plan_page_says_everything(plan: Plan, plan_files: DecisionFiles) ->
         assert name in page
     for words in (
         "Runner-up",
-        "flips if",
+        "Flips if",
         "one more lost",
-        "growth of 5% a month",
+        "Growth of 5% a month",
         "CAPACITY SIMULATED",
         "autoscaling",
     ):
