@@ -62,6 +62,7 @@ class SimulatedEngine:
 
     def info(self) -> EngineInfo:
         s, c = self.setup, self.setup.config
+        num_gpus = 0 if s.hardware.kind == "cpu" else s.num_gpus
         effective: dict[str, Any] = {
             **s.args,
             "max_num_seqs": c.max_num_seqs,
@@ -76,13 +77,13 @@ class SimulatedEngine:
             kind="simulated",
             version=f"scheduler of vLLM {PROVED_AGAINST_VLLM}",
             effective_args=effective,
-            num_gpus=s.num_gpus,
-            device_uuids=tuple(f"simulated-{i}" for i in range(s.num_gpus)),
+            num_gpus=num_gpus,
+            device_uuids=tuple(f"simulated-{i}" for i in range(num_gpus)),
             kv_capacity_tokens=(c.num_blocks - 1) * c.block_size,
             num_kv_blocks=c.num_blocks,
             block_size=c.block_size,
             max_model_len=c.max_model_len,
-            notes={"simulated": s.facts(), "device_names": [s.hardware.name] * s.num_gpus},
+            notes={"simulated": s.facts(), "device_names": [s.hardware.name] * num_gpus},
         )
 
     def run(self, schedule: Schedule, sink: RecordSink, t0_monotonic_s: float) -> Iterator[RequestRecord]:
