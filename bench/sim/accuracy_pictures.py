@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from bench.sim.accuracy import METRICS, Graded, errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from bench.sim.anchors import Anchor
+    from bench.sim.ground_truth import Point
 
 _TITLES = {
     "ttft": ("mean TTFT", "ms", 1e3),
@@ -33,6 +37,40 @@ def draw_all(graded: list[Graded], folder: Path) -> list[Path]:
     """Draw every picture into ``folder``; the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     return [scatter(graded, folder / "prediction-scatter.png"), by_group(graded, folder / "prediction-errors.png")]
+
+
+def anchors_picture(rows: Sequence[tuple[Point, float]], anchors: Sequence[Anchor], path: Path) -> Path:
+    """TensorRT-LLM at full load: every row predicted against published, and the ratios beside their published values."""
+    plt = _plt()
+    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), width_ratios=(1, 1.25))
+    colours = {"a100-80-pcie": "#999933", "a100-80-sxm": "#ddaa33", "h100-sxm": "#4477aa", "h200-sxm": "#cc6677"}
+    for gpu, colour in colours.items():
+        pairs = [(p.output_tokens_per_s, rate) for p, rate in rows if p.gpu == gpu]
+        if pairs:
+            x, y = zip(*pairs, strict=True)
+            left.scatter(x, y, s=13, alpha=0.6, lw=0, color=colour, label=f"{gpu}: {len(pairs)}")
+    line = np.geomspace(50, 4e4, 50)
+    left.fill_between(line, line / 1.2, line * 1.2, color="0.88", zorder=0, label="within 20 %")
+    left.plot(line, line, color="0.4", lw=0.8)
+    left.set(xscale="log", yscale="log", xlabel="published, output tokens/s", ylabel="predicted (simulated)")
+    left.set_title("TensorRT-LLM at full load, dense models", fontsize=10)
+    left.legend(fontsize=7.5, loc="upper left")
+    shown = [a for a in anchors if a.unit == "x"][::-1]
+    for row, a in enumerate(shown):
+        right.plot([a.published, a.predicted], [row, row], color="0.7", lw=1, zorder=1)
+        right.scatter(a.published, row, s=34, color="black", zorder=2, label=None if row else "published")
+        colour = "#4477aa" if a.met else "#cc6677"
+        right.scatter(a.predicted, row, s=34, color=colour, marker="D", zorder=3)
+    right.scatter([], [], color="#4477aa", marker="D", label="predicted, within 10 %")
+    right.scatter([], [], color="#cc6677", marker="D", label="predicted, missed")
+    right.set_yticks(range(len(shown)), [a.name for a in shown], fontsize=7.5)
+    right.set(xlabel="ratio", xlim=(1, None))
+    right.legend(fontsize=7.5, loc="lower right")
+    right.grid(axis="x", color="0.92")
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+    return path
 
 
 def _groups(graded: list[Graded]) -> dict[str, list[Graded]]:

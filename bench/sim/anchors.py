@@ -1,118 +1,177 @@
 """Ratios that published measurements agree on, beside the same ratios predicted: generations, precisions, TP, KV limits.
 
-The published figures are TensorRT-LLM's at full load (medians over equal shapes). Predictions are of vLLM, so ratios
-between precisions and TP sizes need not agree: other kernels and collectives. They are shown with that said.
+The published figures are TensorRT-LLM's at full load, so they are predicted for that engine (``bench/sim/tensorrt_llm.py``),
+pair by pair: both rows of a pair are published, equal in release, model, TP and lengths, and differ in GPU or precision
+alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from bench.catalog.hardware import load_hardware
-from bench.catalog.memory import fit
 from bench.errors import BenchError
 from bench.sim.accuracy import run_point
-from bench.sim.ground_truth import Point, model_of
+from bench.sim.ground_truth import Point
+from bench.sim.tensorrt_llm import fitted_on, full_load_rate, load_engine_profile, published_full_load
 
-_MEMORY_SHARE = 0.95
-_SHAPES = ((128, 128), (128, 2048), (2048, 128), (2048, 2048))
-#: (name, numerator, denominator, published median, published range); engines are (gpu, model, quantisation, TP).
-_RATIOS = (
-    ("H100/A100, FP16, 8B", ("h100-sxm", "llama-3.1-8b", "none", 1), ("a100-80-sxm", "llama-3.1-8b", "none", 1), 1.90),
+RATIO_TARGET = 0.10
+KV_TARGET = 0.15  # offline rows
+#: (name, numerator (GPU, precision), denominator, models); every published pair of equal release, TP and lengths counts.
+_GENERATIONS = (
+    ("H100 SXM / A100 PCIe, FP16, 8B", ("h100-sxm", "fp16"), ("a100-80-pcie", "fp16"), "llama-3.1-8b"),
+    ("H100 SXM / A100 PCIe, FP16, 7B", ("h100-sxm", "fp16"), ("a100-80-pcie", "fp16"), "mistral-7b"),
+    ("H100 / A100 SXM, FP16, 70B", ("h100-sxm", "fp16"), ("a100-80-sxm", "fp16"), "llama-3.1-70b"),
+    ("H100 FP8 / A100 SXM FP16, 70B", ("h100-sxm", "fp8"), ("a100-80-sxm", "fp16"), "llama-3.1-70b"),
+    ("H200 FP8 / A100 SXM FP16, 70B", ("h200-sxm", "fp8"), ("a100-80-sxm", "fp16"), "llama-3.1-70b"),
+    ("H100 FP8 / FP16, 8B", ("h100-sxm", "fp8"), ("h100-sxm", "fp16"), "llama-3.1-8b"),
+    ("H100 FP8 / FP16, 7B, fitted on", ("h100-sxm", "fp8"), ("h100-sxm", "fp16"), "mistral-7b"),
+    ("H100 FP8 / FP16, 70B", ("h100-sxm", "fp8"), ("h100-sxm", "fp16"), "llama-3.1-70b"),
+    ("H200 / H100, FP8, 8B", ("h200-sxm", "fp8"), ("h100-sxm", "fp8"), "llama-3.1-8b"),
+    ("H200 / H100, FP8, 7B", ("h200-sxm", "fp8"), ("h100-sxm", "fp8"), "mistral-7b"),
+)  # fmt: skip
+#: 70B on TensorRT-LLM of releases before in-flight batching: other machines, older kernels, static batches. Not paired here.
+_OLDER = (
     ("H100/A100, FP16, 70B TP4", ("h100-sxm", "llama-3.1-70b", "none", 4), ("a100-80-sxm", "llama-3.1-70b", "none", 4), 1.94),
-    ("H100 FP8/FP16, 8B", ("h100-sxm", "llama-3.1-8b", "fp8", 1), ("h100-sxm", "llama-3.1-8b", "none", 1), 2.00),
     ("H100 FP8/FP16, 70B TP4", ("h100-sxm", "llama-3.1-70b", "fp8", 4), ("h100-sxm", "llama-3.1-70b", "none", 4), 1.86),
-    ("H200/H100, FP8, 8B", ("h200-sxm", "llama-3.1-8b", "fp8", 1), ("h100-sxm", "llama-3.1-8b", "fp8", 1), 1.21),
     ("H200/H100, FP8, 70B TP2", ("h200-sxm", "llama-3.1-70b", "fp8", 2), ("h100-sxm", "llama-3.1-70b", "fp8", 2), 1.31),
 )  # fmt: skip
-_TP_SCALING = {1: 2823.0, 2: 5165.0, 4: 8911.0, 8: 13181.0}  # 70B FP8, H200, 1000/1000
-_KV_LIMITED = {1: 912.0, 2: 6170.0}  # 70B FP8, H100, 128/2048
+_SHAPES = ((128, 128), (128, 2048), (128, 4096), (500, 2000), (1000, 1000), (2048, 128), (2048, 2048), (5000, 500))
+_TP_SCALING = {1: 2823.0, 2: 5165.0, 4: 8911.0, 8: 13181.0}  # 0.17, 70B FP8, H200, 1000/1000
+_KV_LIMITED = {1: 912.0, 2: 6170.0}  # 0.17, 70B FP8, H100, 128/2048
 #: vLLM 0.30, Qwen3-8B FP8, H100, 128/1024: concurrency -> output tokens/s.
 _QWEN3_8B = {1: 214.0, 16: 3027.0, 64: 8621.0, 128: 12176.0, 256: 15264.0}
 
 
-def full_load(engine: tuple[str, str, str, int], isl: int, osl: int) -> float:
-    """Output tokens/s with everything queued at once, set up as the published TensorRT-LLM runs were.
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A published figure beside its prediction. ``limit``: the largest relative error that passes; None: for information."""
 
-    8-bit KV cache under FP8, 0.95 of the memory, and as many requests at once as fit at full length: TensorRT-LLM's
-    default scheduler never evicts a request. nan where the model does not fit.
-    """
+    name: str
+    predicted: float
+    published: float
+    unit: str
+    num_pairs: int = 1
+    error: float = math.nan  # median over pairs, else of the two figures
+    limit: float | None = RATIO_TARGET
+
+    @property
+    def met(self) -> bool:
+        return self.limit is None or abs(self.error) <= self.limit
+
+    def line(self) -> str:
+        """One printed line."""
+        digits = 2 if self.unit == "x" else 0
+        verdict = "" if self.limit is None else f"  target {self.limit:.0%}  {'met' if self.met else 'MISSED'}"
+        pairs = f" ({self.num_pairs} pairs)" if self.num_pairs > 1 else ""
+        return (
+            f"{self.name + pairs:58s} {self.predicted:9,.{digits}f}  published {self.published:9,.{digits}f} {self.unit:5s}"
+            f" {self.error:+6.1%}{verdict}"
+        )
+
+
+def engine_point(engine: tuple[str, str, str, int], isl: int, osl: int) -> Point:
+    """A full-load point of TensorRT-LLM that nobody published."""
     gpu, model, quantization, tp = engine
     kv = "fp8" if quantization == "fp8" else None
-    tokens, at_once = 2048, 1024
-    for _ in range(2):  # fewer requests at once need less memory beside the cache, which lets more in
-        room = fit(
-            model_of(model), load_hardware(gpu), tp=tp, quantization=quantization, kv_cache_dtype=kv, max_model_len=isl + osl + 16,
-            gpu_memory_utilization=_MEMORY_SHARE, max_num_batched_tokens=tokens, max_num_seqs=max(at_once, 1),
-        )  # fmt: skip
-        fitting = dataclasses.replace(room, max_num_seqs=1024) if room.fits else None
-        at_once = fitting.max_concurrency(isl, osl) if fitting else 0
-    if not at_once:
-        return math.nan
-    num_requests = min(8 * min(at_once, 1024), 4000)
-    point = Point(
-        "anchor", "anchor", "vllm", (0, 32), gpu, model, quantization, quantization, tp, False, isl, osl, 1.0, "offline",
-        num_requests, num_requests, min(at_once, 1024), max(tokens, at_once), kv_cache_dtype=kv, memory_share=_MEMORY_SHARE,
+    return Point(
+        "anchor", "anchor", "tensorrt-llm", (), gpu, model, quantization, quantization, tp, False, isl, osl, 1.0, "offline", 1,
+        1, None, None, kv_cache_dtype=kv,
     )  # fmt: skip
-    return _rate(point)
 
 
-def _rate(point: Point) -> float:
-    """Output tokens/s in the middle of the run, without its ramp and tail: the published runs are long."""
+@functools.lru_cache(maxsize=1)
+def graded_full_load() -> tuple[tuple[Point, float], ...]:
+    """Every published full-load row that fits, with the predicted rate."""
+    rows = ((p, full_load_rate(p)) for p in published_full_load())
+    return tuple((p, rate) for p, rate in rows if math.isfinite(rate))
+
+
+def generation_anchors() -> Iterator[Anchor]:
+    """Ratios between published rows that differ in GPU or precision alone."""
+    rows = {(p.version, p.gpu, p.precision, p.model, p.tp, p.isl, p.osl): (p, rate) for p, rate in graded_full_load()}
+    for name, above, below, model in _GENERATIONS:
+        measured, predicted = [], []
+        for (version, gpu, precision, m, *rest), (point, rate) in rows.items():
+            other = rows.get((version, *below, m, *rest))  # type: ignore[arg-type]
+            if (gpu, precision) == above and m == model and other is not None:
+                measured.append(point.output_tokens_per_s / other[0].output_tokens_per_s)
+                predicted.append(rate / other[1])
+        if measured:
+            error = float(np.median(np.array(predicted) / np.array(measured))) - 1
+            yield Anchor(name, float(np.median(predicted)), float(np.median(measured)), "x", len(measured), error)
+
+
+def single_anchors() -> Iterator[Anchor]:
+    """TP scaling, KV limits, and medians over shapes of engines that were not published pairwise."""
+    scaling = {
+        tp: full_load_rate(engine_point(("h200-sxm", "llama-3.1-70b", "fp8", tp), 1000, 1000)) for tp in _TP_SCALING
+    }
+    for tp, published in _TP_SCALING.items():
+        if tp > 1:
+            found, wanted = scaling[tp] / scaling[1], published / _TP_SCALING[1]
+            yield Anchor(f"70B FP8, H200, 1000/1000, TP {tp} over TP 1", found, wanted, "x", error=found / wanted - 1)
+    for tp, published in _KV_LIMITED.items():
+        found = full_load_rate(engine_point(("h100-sxm", "llama-3.1-70b", "fp8", tp), 128, 2048))
+        name = f"70B FP8, {tp} x H100, 128/2048 (KV cache decides)"
+        yield Anchor(name, found, published, "tok/s", error=found / published - 1, limit=KV_TARGET)
+    for name, above, below, wanted in _OLDER:
+        rates = [[full_load_rate(engine_point(e, i, o)) for i, o in _SHAPES] for e in (above, below)]
+        found = float(np.nanmedian(np.array(rates[0]) / np.array(rates[1])))
+        yield Anchor(f"{name} (older releases)", found, wanted, "x", error=found / wanted - 1)
+
+
+def vllm_anchors() -> Iterator[Anchor]:
+    """vLLM's own published closed loop."""
+    for c, published in _QWEN3_8B.items():
+        found = closed_loop(c)
+        name = f"vLLM 0.30, Qwen3-8B FP8, H100, 128/1024, concurrency {c}"
+        yield Anchor(name, found, published, "tok/s", error=found / published - 1, limit=KV_TARGET)
+
+
+def closed_loop(concurrency: int) -> float:
+    """Output tokens/s of Qwen3-8B FP8 on an H100 at 128/1024 in a closed loop, without ramp and tail."""
+    point = Point(
+        "anchor", "anchor", "vllm", (0, 30), "h100-sxm", "qwen3-8b", "fp8_block", "fp8_block", 1, False, 128, 1024, 1.0,
+        "closed_loop", concurrency, max(4, 6 * concurrency), None, None,
+    )  # fmt: skip
     try:
         result = run_point(point).result
     except BenchError:
         return math.nan
     low, high = 0.15 * result.end_s, 0.8 * result.end_s
-    steps = result.steps
-    inside = (steps["end_s"] > low) & (steps["end_s"] <= high)
-    return float(steps["decode_requests"][inside].sum() + steps["prefill_requests"][inside].sum()) / (high - low)
+    inside = (result.steps["end_s"] > low) & (result.steps["end_s"] <= high)
+    produced = result.steps["decode_requests"][inside].sum() + result.steps["prefill_requests"][inside].sum()
+    return float(produced) / (high - low)
 
 
-def closed_loop(concurrency: int) -> float:
-    """Output tokens/s of Qwen3-8B FP8 on an H100 at 128/1024 in a closed loop."""
-    engine = ("h100-sxm", "qwen3-8b", "fp8_block", 1)
-    gpu, model, quantization, tp = engine
-    base = Point(
-        "a",
-        "a",
-        "vllm",
-        (0, 30),
-        gpu,
-        model,
-        quantization,
-        quantization,
-        tp,
-        False,
-        128,
-        1024,
-        1.0,
-        "closed_loop",
-        1,
-        1,
-        None,
-        None,
-    )
-    return _rate(dataclasses.replace(base, concurrency=concurrency, num_requests=max(4, 6 * concurrency)))
+def full_load_lines() -> list[str]:
+    """Errors of TensorRT-LLM's rows, fitted ones apart, and the coverage of the profile's interval."""
+    lines = []
+    low, high = load_engine_profile().interval
+    for name, wanted in (("fitted on", True), ("never fitted on", False)):
+        members = [(p, r) for p, r in graded_full_load() if fitted_on(p) is wanted]
+        for label, chosen in (("", members), (", one GPU or NVLink", [m for m in members if not _through_pcie(m[0])])):
+            if label and len(chosen) == len(members):
+                continue
+            ratios = np.array([p.output_tokens_per_s / rate for p, rate in chosen])
+            errors = 1 / ratios - 1
+            inside = np.mean((ratios >= low) & (ratios <= high))
+            lines.append(
+                f"{name + label:36s} {len(chosen):4d} rows  median {np.median(np.abs(errors)):6.1%}  bias {np.median(errors):+6.1%}"
+                f"  in 90 % interval {inside:4.0%}"
+            )
+    return lines
 
 
-def anchor_lines() -> Iterator[str]:
-    """One line an anchor: predicted, published, difference."""
-    for c, published in _QWEN3_8B.items():
-        found = closed_loop(c)
-        yield f"{f'vLLM 0.30, Qwen3-8B FP8, H100, 128/1024, concurrency {c}':62s} {found:8.0f} tok/s   published {published:8.0f}   {found / published - 1:+.0%}"
-    for name, above, below, published in _RATIOS:
-        found = float(np.nanmedian([full_load(above, i, o) / full_load(below, i, o) for i, o in _SHAPES]))
-        yield f"{name:62s} {found:8.2f} x       published {published:8.2f}   {found / published - 1:+.0%}"
-    scaling = {tp: full_load(("h200-sxm", "llama-3.1-70b", "fp8", tp), 1000, 1000) for tp in _TP_SCALING}
-    for tp, published in _TP_SCALING.items():
-        found, wanted = scaling[tp] / scaling[1], published / _TP_SCALING[1]
-        if tp > 1:
-            yield f"{f'70B FP8 on H200, 1000/1000, TP {tp} over TP 1':62s} {found:8.2f} x       published {wanted:8.2f}   {found / wanted - 1:+.0%}"
-    for tp, published in _KV_LIMITED.items():
-        found = full_load(("h100-sxm", "llama-3.1-70b", "fp8", tp), 128, 2048)
-        yield f"{f'70B FP8 on {tp} H100, 128/2048 (KV cache decides)':62s} {found:8.0f} tok/s   published {published:8.0f}   {found / published - 1:+.0%}"
+def _through_pcie(point: Point) -> bool:
+    return point.gpu == "a100-80-pcie" and point.tp > 1
+
+
+def all_anchors() -> Sequence[Anchor]:
+    """Every anchor, those of vLLM first."""
+    return (*vllm_anchors(), *generation_anchors(), *single_anchors())

@@ -206,10 +206,13 @@ def all_reduce_s(device: Device, num_bytes: np.ndarray, ranks: int) -> np.ndarra
     if ranks <= 1:
         return np.zeros_like(num_bytes)
     hw, o = device.hardware, device.overheads
-    link = hw.link_bandwidth_bytes_per_s or hw.pcie_bandwidth_bytes_per_s or _ASSUMED_BYTES_PER_S
+    # a bridge joins two cards; a ring of more goes through PCIe
+    through_pcie = hw.link in ("pcie", "none") or (hw.link == "nvlink-bridge" and ranks > 2)
+    link = 0.0 if through_pcie else hw.link_bandwidth_bytes_per_s
+    link = link or hw.pcie_bandwidth_bytes_per_s or _ASSUMED_BYTES_PER_S
     speed_of_light = 2 * (ranks - 1) / ranks * num_bytes / link
     curve = device.curves.find("all_reduce")
-    if curve is None or hw.link in ("pcie", "none"):
+    if curve is None or through_pcie:
         return _PCIE_START_S * ranks + speed_of_light / _PCIE_LINK_RATIO
     time = curve.time_s(speed_of_light, float(ranks), num_bytes)
     if hw.link == "nvswitch" and float(hw.compute_capability or 0) >= 9.0:
