@@ -20,17 +20,13 @@ import numpy as np
 from bench.load.clocks import DeadlineTimer, paired_reading
 from bench.load.compiled_reads import CompiledReads
 from bench.load.connection import Connection
-from bench.load.control import Control, Stop
+from bench.load.control import Control
 from bench.load.loop_gate import LoopGate
 from bench.load.share import Limits, Measures, Share
 from bench.load.spill import SpillWriter
 from bench.load.target import Address, Target
+from bench.load.watchdog import Watchdog
 
-#: The watchdog's tick. On the compiled path, which needs nothing but limits from it, it may come half as often.
-TICK_NS, COMPILED_TICK_NS = 100_000_000, 200_000_000
-#: A socket whose last data came together with a reset is watched no more by libuv, which tells nobody: quiet
-#: connections are read directly every so many ticks (200 ms).
-QUIET_LOOK_TICKS = 2
 _MAX_HOLD_S = 60.0
 #: Requests sent in one go, so that a burst of sends does not keep the reads waiting.
 SENDS_PER_TURN = 16
@@ -91,10 +87,10 @@ class Client:
         self.retried: set[int] = set()
         self.first_sent: dict[int, int] = {}
         self.done = asyncio.Event()
-        self.timer, self.tick_timer = DeadlineTimer(), DeadlineTimer()
-        self.num_ticks = 0
+        self.timer = DeadlineTimer()
         self.measures = Measures(array("q"), array("q"), [paired_reading()])
         self.offset_ns = self.measures.offsets[0][1]
+        self.watchdog = Watchdog(self)
 
     # Phases
 
@@ -102,11 +98,11 @@ class Client:
         """Open ``number`` connections before the clock starts, as far as the server lets us within the limit."""
         loop = self.loop
         loop.add_reader(self.timer.fileno(), self._on_timer)
-        loop.add_reader(self.tick_timer.fileno(), self._on_tick)
+        loop.add_reader(self.watchdog.fileno(), self.watchdog.look)
         if self.semaphore_fd is not None:
             loop.add_reader(self.semaphore_fd, self._on_semaphore)
             loop.remove_reader(self.semaphore_fd)
-        self._arm_tick(time.monotonic_ns())
+        self.watchdog.arm()
         deadline = time.monotonic() + self.limits.connect_s + 1
         for start in range(0, number, 128):  # a listen queue holds few; do not overrun it
             for _ in range(min(128, number - start)):
@@ -125,14 +121,14 @@ class Client:
         if not self.queue:
             return
         if self.reads is not None:
-            timers = {self.timer.fileno(): self._on_timer, self.tick_timer.fileno(): self._on_tick}
+            timers = {self.timer.fileno(): self._on_timer, self.watchdog.fileno(): self.watchdog.look}
             self.reads.start(self.event_loop, timers)
         await self.done.wait()
 
     def close(self) -> None:
         for conn in list(self.all):
             conn.close()
-        for timer in (self.timer, self.tick_timer):
+        for timer in (self.timer, self.watchdog):
             self.loop.remove_reader(timer.fileno())
             timer.close()
         if self.reads is not None:
@@ -351,48 +347,7 @@ class Client:
 
     # Watching
 
-    def _arm_tick(self, now: int) -> None:
-        self.next_tick = now + (TICK_NS if self.reads is None else COMPILED_TICK_NS)
-        self.tick_timer.arm(self.next_tick)
-
-    def _on_tick(self) -> None:
-        self.tick_timer.acknowledge()
-        now = time.monotonic_ns()
-        self.measures.tick_lag_ns.append(now - self.next_tick)
-        reading = paired_reading()
-        self.measures.offsets.append(reading)
-        self.offset_ns = reading[1]
-        limits = self.limits
-        live_reads = self.num_reads_done
-        self.num_ticks += 1
-        look = self.num_ticks % QUIET_LOOK_TICKS == 0
-        for conn in self._on_event_loop():
-            if conn.item >= 0:
-                live_reads += len(conn.ends)
-                conn.check(now, limits, look)
-            elif not conn.ready and now - conn.opened_ns > limits.connect_s * 1e9:
-                conn.lost("connect_timeout", f"no connection within {limits.connect_s:g} s")
-        if self.reads is not None:
-            live_reads += self.reads.watchdog(now, limits)
-        self.words[Control.IN_FLIGHT] = self.in_flight
-        self.words[Control.NUM_READS] = live_reads
-        self._step_limit(now)
-        stop = int(self.control.header[Control.STOP])
-        if os.getppid() != self.parent_pid:
-            stop = Stop.ABORT  # the driver is gone
-        if stop:
-            self.stop(now, abort=stop >= Stop.ABORT)
-        self._arm_tick(time.monotonic_ns())
-
-    def _on_event_loop(self) -> list[Connection]:
-        """Connections that the compiled path does not watch."""
-        if self.reads is None:
-            return list(self.all)
-        if self.reads.num_taken == len(self.all):
-            return []
-        return [conn for conn in self.all if conn.slot < 0]
-
-    def _step_limit(self, now: int) -> None:
+    def step_limit(self, now: int) -> None:
         if self.steps and self.semaphore_fd is None and self.start_ns:
             t = (now - self.start_ns) / 1e9
             limit = [c for at, c in self.steps if at <= max(t, 0.0)][-1]

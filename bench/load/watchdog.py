@@ -1,0 +1,83 @@
+"""What a sending process looks at several times a second: time limits, its own lag, the clocks, and the driver's wishes."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from bench.load.clocks import DeadlineTimer, paired_reading
+from bench.load.control import Control, Stop
+
+if TYPE_CHECKING:
+    from bench.load.client import Client
+    from bench.load.connection import Connection
+
+#: Between two looks. On the compiled path, which needs nothing but limits from them, they may come half as often.
+TICK_NS, COMPILED_TICK_NS = 100_000_000, 200_000_000
+#: A socket whose last data came together with a reset is watched no more by libuv, which tells nobody: quiet
+#: connections are read directly every so many ticks (200 ms).
+QUIET_LOOK_TICKS = 2
+
+
+class Watchdog:
+    """Of one client. ``fileno()`` is readable when :meth:`look` is due."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.timer = DeadlineTimer()
+        self.num_ticks = self.next_ns = 0
+        self.tick_ns = TICK_NS if client.reads is None else COMPILED_TICK_NS
+
+    def fileno(self) -> int:
+        return self.timer.fileno()
+
+    def arm(self) -> None:
+        """The next look, a tick from now."""
+        self.next_ns = time.monotonic_ns() + self.tick_ns
+        self.timer.arm(self.next_ns)
+
+    def look(self) -> None:
+        self.timer.acknowledge()
+        client, now = self.client, time.monotonic_ns()
+        client.measures.tick_lag_ns.append(now - self.next_ns)
+        reading = paired_reading()
+        client.measures.offsets.append(reading)
+        client.offset_ns = reading[1]
+        client.words[Control.NUM_READS] = client.num_reads_done + self._check_connections(now)
+        client.words[Control.IN_FLIGHT] = client.in_flight
+        client.step_limit(now)
+        stop = int(client.control.header[Control.STOP])
+        if os.getppid() != client.parent_pid:
+            stop = Stop.ABORT  # the driver is gone
+        if stop:
+            client.stop(now, abort=stop >= Stop.ABORT)
+        self.arm()
+
+    def _check_connections(self, now: int) -> int:
+        """Limits of every connection; the reads of the answers in flight."""
+        client, reads = self.client, 0
+        limits = client.limits
+        self.num_ticks += 1
+        quiet = self.num_ticks % QUIET_LOOK_TICKS == 0
+        for conn in self._on_event_loop():
+            if conn.item >= 0:
+                reads += len(conn.ends)
+                conn.check(now, limits, quiet)
+            elif not conn.ready and now - conn.opened_ns > limits.connect_s * 1e9:
+                conn.lost("connect_timeout", f"no connection within {limits.connect_s:g} s")
+        if client.reads is not None:
+            reads += client.reads.watchdog(now, limits)
+        return reads
+
+    def _on_event_loop(self) -> list[Connection]:
+        """Connections that the compiled path does not watch."""
+        client = self.client
+        if client.reads is None:
+            return list(client.all)
+        if client.reads.num_taken == len(client.all):
+            return []
+        return [conn for conn in client.all if conn.slot < 0]
+
+    def close(self) -> None:
+        self.timer.close()
