@@ -284,12 +284,10 @@ def fit(
     batched = max_num_batched_tokens or batched
     seqs = min(max_num_seqs or seqs, batched)
     length = max_model_len or model.max_position
-    form = model.quant(quantization)
     block = block_size or default_block_size(model, hardware)
     if block < 1 or length < 1 or batched < 1:
         raise BadInput("block_size, max_model_len and max_num_batched_tokens must be at least 1")
-    total = hardware.usable_memory_bytes
-    requested = math.ceil(share * total)
+    requested = math.ceil(share * hardware.usable_memory_bytes)
     problem = model.parallel_problem(tp, pp, ep)
     taken, groups, left = _Taken(), list[KvGroup](), 0.0
     if problem is None:
@@ -302,44 +300,22 @@ def fit(
     per_block = bytes_per_block(groups, block) if groups else 0
     num_blocks = max(0, int(left // per_block)) if per_block else 0
     in_flight = 2 * batched if hardware.kind == "gpu" else batched
-    capacity = 0
-    if num_blocks and groups:
-        capacity = int(num_blocks / _admission_blocks(groups, length, in_flight, block) * length)
+    capacity = num_blocks / _admission_blocks(groups, length, in_flight, block) * length if num_blocks and groups else 0
     reason = problem
     if reason is None and num_blocks < 2:
-        short = per_block * 2 - left
-        reason = f"{bytes_text(max(short, 0))} short: weights take {bytes_text(taken.weight_bytes)} of {bytes_text(requested)}"
+        missing = bytes_text(max(per_block * 2 - left, 0))
+        reason = f"{missing} short: weights take {bytes_text(taken.weight_bytes)} of {bytes_text(requested)}"
+    doubt = 0.0 if kv_cache_memory_bytes is not None else taken.total_bytes - taken.weight_bytes
     return MemoryFit(
-        model=model.name,
-        hardware=hardware.name,
-        tp=tp,
-        pp=pp,
-        ep=ep,
-        quantization=form.name,
-        kv_cache_dtype=str(kv_cache_dtype or "auto"),
-        gpu_memory_utilization=share,
-        max_model_len=length,
-        max_num_batched_tokens=batched,
-        max_num_seqs=seqs,
-        total_bytes=total,
-        requested_bytes=requested,
-        weight_bytes=taken.weight_bytes,
-        activation_bytes=taken.activation_bytes,
-        cuda_graph_bytes=taken.cuda_graph_bytes,
-        non_torch_bytes=taken.non_torch_bytes,
-        kv_cache_bytes=left,
-        uncertain_bytes=0.0
-        if kv_cache_memory_bytes is not None
-        else _ESTIMATE_UNCERTAINTY_RATIO * (taken.total_bytes - taken.weight_bytes),
-        block_size=block,
-        bytes_per_block=per_block,
-        num_blocks=num_blocks,
-        kv_bytes_per_token=sum(g.num_layers * g.page_bytes_per_token for g in groups),
-        kv_capacity_tokens=capacity,
-        groups=tuple(groups),
-        fits=reason is None,
-        reason=reason,
-    )
+        model=model.name, hardware=hardware.name, tp=tp, pp=pp, ep=ep, quantization=model.quant(quantization).name,
+        kv_cache_dtype=str(kv_cache_dtype or "auto"), gpu_memory_utilization=share, max_model_len=length,
+        max_num_batched_tokens=batched, max_num_seqs=seqs, total_bytes=hardware.usable_memory_bytes, requested_bytes=requested,
+        weight_bytes=taken.weight_bytes, activation_bytes=taken.activation_bytes, cuda_graph_bytes=taken.cuda_graph_bytes,
+        non_torch_bytes=taken.non_torch_bytes, kv_cache_bytes=left, uncertain_bytes=_ESTIMATE_UNCERTAINTY_RATIO * doubt,
+        block_size=block, bytes_per_block=per_block, num_blocks=num_blocks,
+        kv_bytes_per_token=sum(g.num_layers * g.page_bytes_per_token for g in groups), kv_capacity_tokens=int(capacity),
+        groups=tuple(groups), fits=reason is None, reason=reason,
+    )  # fmt: skip
 
 
 def layouts(max_gpus: int = 16, gpus_per_node: int = 8) -> list[tuple[int, int]]:
