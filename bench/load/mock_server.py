@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import heapq
 import itertools
 import json
@@ -13,59 +12,21 @@ import select
 import socket
 import struct
 import time
-from array import array
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from bench.load.clocks import STAMP_SPACE, DeadlineTimer, enable_kernel_stamps, paired_reading
-from bench.load.mock_config import FAULT_KINDS, Fault, MockConfig
-from bench.load.mock_response import Ask, Encoder, Plan, error_plan, json_response, stream_plan, whole_plan
+from bench.load.mock_api import answer_get, fault_of, read_ask
+from bench.load.mock_config import FAULT_KINDS, MockConfig
+from bench.load.mock_response import Encoder, error_plan, json_response, stream_plan, whole_plan
+from bench.load.mock_stream import Connection, Stream
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.I)
-_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r]+)\r\n", re.I)
 _AUTHORIZATION = re.compile(rb"\r\nauthorization:[ \t]*bearer ([^\r]*)", re.I)
 LOG_HEAD = struct.Struct("<6q")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s: close() sends RST
-
-
-class _Stream:
-    """One answer being written."""
-
-    __slots__ = (
-        "arrival_ns",
-        "conn",
-        "fault",
-        "gaps_ns",
-        "next",
-        "plan",
-        "request_id",
-        "start_ns",
-        "tokens",
-        "writes_ns",
-    )
-
-    def __init__(self, conn: _Connection, ask: Ask | None, plan: Plan, arrival_ns: int, fault: Fault | None) -> None:
-        self.conn, self.plan, self.arrival_ns, self.fault = conn, plan, arrival_ns, fault
-        self.request_id = -1 if ask is None else ask.request_id
-        self.tokens = 0 if ask is None else ask.osl
-        self.start_ns = 0
-        self.next = 0
-        self.gaps_ns: list[int] = []
-        self.writes_ns = array("q")
-
-
-class _Connection:
-    __slots__ = ("inbuf", "out", "raw", "sock", "stamp_ns", "stamped", "stream", "tls_ready")
-
-    def __init__(self, sock: socket.socket, stamped: bool, tls: bool) -> None:
-        self.sock, self.stamped, self.tls_ready = sock, stamped, not tls
-        self.inbuf = bytearray()
-        self.out = bytearray()
-        self.stream: _Stream | None = None
-        self.stamp_ns = 0
 
 
 class Server:
@@ -75,11 +36,11 @@ class Server:
         self.config, self.listener = config, listener
         self.poll = select.epoll()
         self.timer = DeadlineTimer()
-        self.conns: dict[int, _Connection] = {}
-        self.heap: list[tuple[int, int, _Stream]] = []
+        self.conns: dict[int, Connection] = {}
+        self.heap: list[tuple[int, int, Stream]] = []
         self.serial = itertools.count()
         self.order = itertools.count()
-        self.waiting: deque[_Stream] = deque()
+        self.waiting: deque[Stream] = deque()
         self.running = 0
         self.encoder = Encoder(config.tokens_per_chunk)
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(config.seed)))
@@ -148,7 +109,7 @@ class Server:
         grid = max(1, round(self.config.itl.mean_s * 1e9))
         return -(-t_ns // grid) * grid
 
-    def _step(self, stream: _Stream) -> int | None:
+    def _step(self, stream: Stream) -> int | None:
         """Write what is due; the gap to the next write, or None after the last."""
         conn, writes, k = stream.conn, stream.plan.writes, stream.next
         stamp = stream.writes_ns.append
@@ -181,7 +142,7 @@ class Server:
             gap += round(self.config.itl_per_running_s * self.running * 1e9)
         return gap
 
-    def _finished(self, stream: _Stream) -> None:
+    def _finished(self, stream: Stream) -> None:
         conn, after = stream.conn, stream.plan.after
         self._log(stream)
         if after == "stall":
@@ -193,13 +154,13 @@ class Server:
         elif conn.inbuf:
             self._requests(conn)
 
-    def _release(self, stream: _Stream) -> None:
+    def _release(self, stream: Stream) -> None:
         if stream.start_ns:
             self.running -= 1
             stream.start_ns = 0
             self._admit()
 
-    def _log(self, stream: _Stream) -> None:
+    def _log(self, stream: Stream) -> None:
         written = max(0, len(stream.writes_ns) - 1)
         self.totals["generation"] += min(stream.tokens, written * self.config.tokens_per_chunk)
         if written:
@@ -232,14 +193,14 @@ class Server:
                 sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             else:
                 stamped = enable_kernel_stamps(sock)
-            self.conns[sock.fileno()] = _Connection(sock, stamped, self.tls is not None)
+            self.conns[sock.fileno()] = Connection(sock, stamped, self.tls is not None)
             self.poll.register(sock, select.EPOLLIN)
 
     def _fault_for_connection(self) -> bool:
         refuse = [f for f in self.config.faults if f.kind == "refuse"]
         return bool(refuse) and (refuse[0].ratio >= 1 or float(self.rng.random()) < refuse[0].ratio)
 
-    def _readable(self, conn: _Connection) -> None:
+    def _readable(self, conn: Connection) -> None:
         try:
             if not conn.tls_ready:
                 conn.sock.do_handshake()  # type: ignore[attr-defined]
@@ -268,7 +229,7 @@ class Server:
         if conn.stream is None:
             self._requests(conn)
 
-    def _requests(self, conn: _Connection) -> None:
+    def _requests(self, conn: Connection) -> None:
         while conn.stream is None and conn.sock.fileno() >= 0:
             end = conn.inbuf.find(b"\r\n\r\n")
             if end < 0:
@@ -282,7 +243,7 @@ class Server:
             del conn.inbuf[: end + 4 + length]
             self._answer(conn, head, body)
 
-    def _answer(self, conn: _Connection, head: bytes, body: bytes) -> None:
+    def _answer(self, conn: Connection, head: bytes, body: bytes) -> None:
         method, _, rest = head.partition(b" ")
         path = rest.split(b" ", 1)[0].split(b"?")[0].decode("latin-1")
         if self.key is not None:
@@ -290,22 +251,22 @@ class Server:
             if match is None or match[1].decode("latin-1") != self.key:
                 return self._once(conn, json_response("401 Unauthorized", {"error": {"message": "wrong key"}}))
         if method == b"GET":
-            return self._once(conn, self._get(path))
+            return self._once(conn, answer_get(path, self.config.model, self._figures()))
         chat = path.endswith("/chat/completions")
         if not chat and not path.endswith("/completions"):
             return self._once(conn, json_response("404 Not Found", {"error": {"message": f"no {path}"}}))
         try:
-            ask = self._ask(head, json.loads(body), chat)
+            ask = read_ask(head, json.loads(body), chat, self.serial, self.config.model)
         except (ValueError, KeyError, TypeError) as e:
             return self._once(conn, json_response("400 Bad Request", {"error": {"message": f"bad request: {e}"}}))
-        fault = self._fault(ask)
+        fault = fault_of(ask, self.config)
         if fault is not None and (fault.kind.startswith("http_") or fault.kind == "redirect"):
             plan = error_plan(fault)
         elif ask.stream:
             plan = stream_plan(ask, fault, self.encoder)
         else:
             plan = whole_plan(ask)
-        stream = _Stream(conn, ask, plan, conn.stamp_ns, fault)
+        stream = Stream(conn, ask, plan, conn.stamp_ns, fault)
         self.totals["prompt"] += ask.isl
         conn.stream = stream
         if not plan.delayed:
@@ -316,50 +277,13 @@ class Server:
         self.waiting.append(stream)
         self._admit()
 
-    def _once(self, conn: _Connection, data: bytes, stream: _Stream | None = None) -> None:
+    def _once(self, conn: Connection, data: bytes, stream: Stream | None = None) -> None:
         conn.stream = None
         if stream is not None:
             stream.writes_ns.append(time.monotonic_ns())
             self._log(stream)
         conn.out += data
         self._flush(conn)
-
-    def _ask(self, head: bytes, body: dict[str, Any], chat: bool) -> Ask:
-        options = body.get("stream_options") or {}
-        if chat:
-            osl = body.get("max_completion_tokens") or body.get("max_tokens") or 16
-            isl = sum(len(str(m["content"]).split()) + 3 for m in body["messages"])
-        else:
-            osl, prompt = body.get("max_tokens") or 16, body["prompt"]
-            isl = len(prompt) if isinstance(prompt, list) else max(1, len(prompt.split()))
-        request_id = _number_of(_REQUEST_ID.search(head), self.serial)
-        return Ask(
-            request_id,
-            chat,
-            bool(body.get("stream")),
-            int(osl),
-            isl,
-            bool(options.get("include_usage")),
-            bool(options.get("continuous_usage_stats")),
-            str(body.get("model", self.config.model)),
-        )
-
-    def _fault(self, ask: Ask) -> Fault | None:
-        """Drawn from the request's own stream, so that the same requests fail whatever their order."""
-        rng = None
-        for k, fault in enumerate(self.config.faults):
-            if fault.kind in ("refuse", "no_accept"):
-                continue
-            if fault.every is not None:
-                if ask.request_id % fault.every == fault.every - 1:
-                    return fault
-                continue
-            if fault.ratio >= 1:
-                return fault
-            rng = np.random.default_rng((self.config.seed, ask.request_id, k))
-            if rng.random() < fault.ratio:
-                return fault
-        return None
 
     def _admit(self) -> None:
         limit = self.config.max_running
@@ -370,7 +294,7 @@ class Server:
             self.running += 1
             self._start(stream)
 
-    def _start(self, stream: _Stream) -> None:
+    def _start(self, stream: Stream) -> None:
         n = len(stream.plan.writes)
         queued = stream.arrival_ns == 0 or self.config.max_running is not None
         stream.start_ns = max(time.monotonic_ns(), 1) if queued else stream.arrival_ns
@@ -395,7 +319,7 @@ class Server:
         if n > 1 and not self.config.head_early:
             gaps[1] = 0
 
-    def _step_head(self, stream: _Stream) -> bool:
+    def _step_head(self, stream: Stream) -> bool:
         """Send the head at once. False when the connection is gone."""
         stream.writes_ns.append(time.monotonic_ns())
         stream.next = 1
@@ -408,23 +332,9 @@ class Server:
             return False
         return True
 
-    def _get(self, path: str) -> bytes:
-        if path.endswith("/models"):
-            model = {"id": self.config.model, "object": "model", "owned_by": "mock", "max_model_len": 1 << 20}
-            return json_response("200 OK", {"object": "list", "data": [model]})
-        if path == "/version":
-            return json_response("200 OK", {"version": "mock"})
-        if path == "/metrics":
-            text = self._metrics().encode()
-            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\n\r\n"
-            return head.encode() + text
-        if path == "/health":
-            return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-        return json_response("404 Not Found", {"error": {"message": f"no {path}"}})
-
-    def _metrics(self) -> str:
-        label, t = f'{{engine="0",model_name="{self.config.model}"}}', self.totals
-        values = {
+    def _figures(self) -> dict[str, float]:
+        t = self.totals
+        return {
             "num_requests_running": self.running,
             "num_requests_waiting": len(self.waiting),
             "kv_cache_usage_perc": 0.0,
@@ -436,9 +346,8 @@ class Server:
             "time_to_first_token_seconds_sum": t["ttft_sum"],
             "time_to_first_token_seconds_count": t["ttft_count"],
         }
-        return "".join(f"vllm:{name}{label} {value}\n" for name, value in values.items())
 
-    def _flush(self, conn: _Connection) -> None:
+    def _flush(self, conn: Connection) -> None:
         try:
             sent = conn.sock.send(conn.out) if conn.out else 0
         except BlockingIOError:
@@ -449,7 +358,7 @@ class Server:
         mask = select.EPOLLIN | (select.EPOLLOUT if conn.out else 0)
         self.poll.modify(conn.sock, mask)
 
-    def _drop(self, conn: _Connection) -> None:
+    def _drop(self, conn: Connection) -> None:
         """The client went away."""
         stream, conn.stream = conn.stream, None
         self._close(conn, reset=False)
@@ -461,7 +370,7 @@ class Server:
                 heapq.heapify(self.heap)
             self._release(stream)
 
-    def _close(self, conn: _Connection, *, reset: bool) -> None:
+    def _close(self, conn: Connection, *, reset: bool) -> None:
         fd = conn.sock.fileno()
         if fd < 0:
             return
@@ -474,16 +383,3 @@ class Server:
         if reset:
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         conn.sock.close()
-
-
-def _number_of(match: re.Match[bytes] | None, serial: Iterator[int]) -> int:
-    """The request's number in the log: its X-Request-Id when that is a number, a hash of it when not (other clients'
-    ids), its place in the order of arrival when there is none. The first token's text is ``#number``."""
-    if match is None:
-        return next(serial)
-    return int(match[1]) if match[1].isdigit() else hashed_id(match[1].strip())
-
-
-def hashed_id(request_id: bytes) -> int:
-    """A number below 2**62 for a request id that is none."""
-    return int.from_bytes(hashlib.blake2b(request_id, digest_size=8).digest(), "little") >> 2
