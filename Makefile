@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core-installed
 ENGINE := $(VENV)/.engine-installed
 EXPERIMENT ?=
+EVIDENCE ?=
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
@@ -46,8 +47,8 @@ worked-example: setup ## write docs/self-host-or-api.md anew from configs/
 kernels: setup ## measure memory, GEMM, attention and links of this machine
 	$(BIN)/bench kernels
 
-gpu-evidence: setup ## the whole programme of measurements for a GPU host, restartable
-	$(BIN)/python scripts/gpu_evidence.py
+gpu-evidence: setup ## the whole programme of measurements for a GPU host, restartable (EVIDENCE=--rehearse: on a CPU)
+	$(BIN)/python scripts/gpu_evidence.py $(EVIDENCE)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
