@@ -26,6 +26,8 @@ _ENGINE_CLASSES = {"EngineArgs", "AsyncEngineArgs"}
 _SERVER_CLASSES = {"BaseFrontendArgs", "FrontendArgs"}
 #: What this project sets itself in the process that it starts (engine.kind vllm).
 SET_HERE = ("model", "tokenizer", "skip_tokenizer_init")
+#: What it sets itself on the command line of ``vllm serve``.
+SET_BY_SERVER = ("model", "host", "port", "served_model_name", "uds", "api_key")
 _PLAIN: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
 _WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
 
@@ -134,6 +136,8 @@ def wrong_argument(kind: str, args: dict[str, Any]) -> WrongArgument | None:
         if kind == "vllm" and name in SET_HERE:
             what = "cannot be set: the model stands under `model`, and prompts are token ids"
             return WrongArgument(name, what, "remove it")
+        if kind == "vllm_server" and name in SET_BY_SERVER:
+            return WrongArgument(name, "cannot be set: this engine sets it itself", "remove it")
         # `vllm serve` takes parts of a configuration by path: compilation_config.mode
         declared_name = name.split(".", 1)[0] if kind == "vllm_server" else name
         if declared_name not in known:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from bench.engines import vllm_setup, vllm_versions
+from bench.engines import vllm_args, vllm_setup, vllm_versions
 from bench.engines.base import RecordSink
 from bench.engines.http_run import serve_over_http
 from bench.engines.processes import descendants, end_processes, started_processes, still_running
@@ -71,8 +71,7 @@ def command_line(launch: EngineLaunch, port: int) -> list[str]:
     Raises:
         BadInput: an argument that this engine sets itself.
     """
-    own = {"model", "host", "port", "served_model_name", "uds", "api_key"}
-    taken = own & set(launch.args)
+    taken = set(vllm_args.SET_BY_SERVER) & set(launch.args)
     if taken:
         raise BadInput(f"engine.args.{min(taken)} cannot be set: this engine sets it itself", next_step="remove it")
     out = [sys.executable, "-m", *_entry_point(launch.model)]

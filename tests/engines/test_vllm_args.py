@@ -101,6 +101,8 @@ def test_what_vllm_takes() -> None:
     assert wrong_argument("vllm_server", served) is None
     found = wrong_argument("vllm_server", {"max_num_seq": 8})
     assert found is not None and "max_num_seqs" in found.next_step
+    taken = wrong_argument("vllm_server", {"port": 8000})
+    assert taken is not None and "sets it itself" in taken.what
     assert wrong_argument("simulated", {"anything": 1}) is None
 
 
