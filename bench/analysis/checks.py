@@ -66,7 +66,8 @@ def run_warnings(facts: RunFacts, run: RunSummary, problems: tuple[str, ...]) ->
     _telemetry(facts, run, add)
     _client(facts, run, add)
     _engine(facts, run, add)
-    _tokens(run, add)
+    if facts.fleet is None or not facts.fleet.prefill:  # a decode pool computes the last prompt token a second time
+        _tokens(run, add)
     return tuple(found)
 
 

@@ -7,7 +7,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.config.experiment import CellSpec, ClosedLoopLoad, OfflineLoad, OpenLoopLoad, RampLoad, load_level
+from bench.config.experiment import (
+    CellSpec,
+    ClosedLoopLoad,
+    FleetSpec,
+    OfflineLoad,
+    OpenLoopLoad,
+    RampLoad,
+    SimulatedEngine,
+    load_level,
+)
 from bench.store import RunReader
 from bench.telemetry.source import CPU_DEVICE
 
@@ -111,11 +120,19 @@ class RunFacts:
     @property
     def parallel_text(self) -> str:
         """How the engine was spread, for labels: "TP 2"; an imported run may only know its GPUs, or nothing."""
+        if self.fleet is not None and self.fleet.text:
+            return f"TP {self.tensor_parallel_size}, {self.fleet.text}"
         if self.origin != "imported" or "tensor_parallel_size" in self.effective_args:
             return f"TP {self.tensor_parallel_size}"
         if not self.devices_known:
             return "GPUs unknown"
         return f"{self.num_gpus} GPU{'s' if self.num_gpus != 1 else ''}" if self.on_gpu else "CPU"
+
+    @property
+    def fleet(self) -> FleetSpec | None:
+        """The simulated engines behind a router; None for a real engine."""
+        engine = self.spec.engine if self.spec is not None else None
+        return engine.fleet if isinstance(engine, SimulatedEngine) else None
 
     @property
     def tensor_parallel_size(self) -> int:

@@ -136,7 +136,7 @@ def _row(predicted: Any) -> dict[str, Any]:
     step_time = predicted.setup.step_time
     row |= {"step_time_source": step_time.source, "step_time_trust": step_time.trust, "num_runs": len(summaries)}
     row |= {"kv_source": predicted.setup.kv_source, "not_simulated": list(predicted.setup.ignored)}
-    row |= {"fleet": predicted.setup.shape.describe(), "num_gpus": predicted.setup.num_gpus}
+    row |= {"fleet": cell.spec.engine.fleet.text or None, "num_gpus": predicted.setup.num_gpus}
     for key, _, metric, _ in _SHOWN:
         values = [s.values[key] for s in summaries if key in s.values]
         if not values:
@@ -182,7 +182,7 @@ def _print_sources(rows: list[dict[str, Any]], folder: Path, experiment: str, na
     click.echo(f"scheduler: proved step by step against vLLM {PROVED_AGAINST_VLLM}")
     for source in dict.fromkeys((r["gpu"], r["step_time_source"]) for r in rows if not r["refused"]):
         click.echo(f"step times of {source[0]}: {source[1]}")
-    for fleet, gpus in dict.fromkeys((r["fleet"], r["num_gpus"]) for r in rows if r.get("fleet", "1") != "1"):
+    for fleet, gpus in dict.fromkeys((r["fleet"], r["num_gpus"]) for r in rows if r.get("fleet")):
         click.echo(f"fleet: {fleet} ({gpus} GPUs); rates are of the whole fleet")
     ignored = sorted({name for r in rows for name in r.get("not_simulated", [])})
     if ignored:

@@ -134,6 +134,14 @@ class FleetSpec(Spec):
     decode: NonNegativeInt = 0
     kv_link: str | None = None
 
+    @property
+    def text(self) -> str:
+        """For labels: "4 x prefix-aware", "1 prefill + 3 decode over ndr"; empty for a single engine."""
+        if self.prefill or self.decode:
+            routing = "" if self.routing == "least_loaded" else f", {self.routing.replace('_', '-')}"
+            return f"{self.prefill} prefill + {self.decode} decode over {self.kv_link}{routing}"
+        return f"{self.engines} x {self.routing.replace('_', '-')}" if self.engines > 1 else ""
+
 
 class SimulatedEngine(Spec):
     """The simulator: vLLM's scheduler over predicted step times, for hardware that is not at hand."""

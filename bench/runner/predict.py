@@ -20,7 +20,7 @@ from bench.engines.simulated import SimulatedEngine
 from bench.errors import BadInput, BenchError
 from bench.records import Schedule
 from bench.runner.one_run import RunContext, base_manifest
-from bench.runner.results import write_resolved
+from bench.runner.results import read_plan, write_resolved
 from bench.runner.schedules import build_schedule
 from bench.sim.fleets import FleetShape
 from bench.sim.setup import EngineSetup, engine_setup
@@ -123,7 +123,8 @@ def predict(
 ) -> Iterator[Predicted]:
     """Simulate every target and store its runs under ``folder``; earlier predictions of the same cell are replaced.
 
-    A cell that vLLM could not run (it does not fit, a refused argument) is reported with its reason, not raised.
+    Earlier ones of other GPUs or fleets stay beside them, as long as the experiment still has what they predict and they rest
+    on the same profile. A cell that vLLM could not run (it does not fit, a refused argument) is reported with its reason, not raised.
     """
     name = f"{loaded.experiment.name}.predicted"[:80]
     experiment = loaded.experiment.model_copy(update={"name": name})
@@ -145,7 +146,25 @@ def predict(
             continue
         runs = _simulate_cell(experiment, target, setup, folder, loaded.path.parent, provenance, repeats)
         yield Predicted(target, setup, runs, None, time.monotonic() - begin)
-    write_resolved(folder, experiment, tuple(t.cell for t in wanted), refused)
+    write_resolved(folder, experiment, (*_earlier(folder, loaded, wanted, profile), *(t.cell for t in wanted)), refused)
+
+
+def _earlier(folder: Path, loaded: LoadedExperiment, wanted: Sequence[Target], profile: Path | None) -> list[Cell]:
+    """Cells predicted by earlier calls that still belong beside ``wanted``."""
+    try:
+        _, cells, _, _ = read_plan(folder)
+    except BenchError:
+        return []
+    new, current = {t.cell.cell_id for t in wanted}, {c.cell_id for c in loaded.cells}
+    kept = []
+    for cell in cells:
+        engine = cell.spec.engine
+        same = isinstance(engine, SimulatedSpec) and engine.profile == (str(profile) if profile else None)
+        if cell.cell_id in new or not same:
+            continue
+        if any(r.manifest.get("predicts", {}).get("cell_id") in current for r in list_runs(folder / cell.cell_id)):
+            kept.append(cell)
+    return kept
 
 
 def _simulate_cell(

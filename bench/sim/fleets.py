@@ -78,12 +78,6 @@ class FleetShape:
             return (together,) * self.engines
         return (first,) * self.prefill + (second,) * self.decode
 
-    def describe(self) -> str:
-        routing = self.routing.replace("_", "-")
-        if self.disaggregated:
-            return f"{self.prefill} prefill + {self.decode} decode over {self.kv_link}, {routing}"
-        return f"{self.engines} x {routing}" if self.engines > 1 else "1"
-
 
 ONE_ENGINE = FleetShape()
 

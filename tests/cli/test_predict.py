@@ -95,6 +95,9 @@ def test_fleets_are_asked_for_by_options_or_in_the_file(experiment: Path, tmp_pa
     folder = tmp_path / "results" / "runs" / "small.predicted" / pools["cell_id"]
     assert list_runs(folder)[0].manifest["simulated"]["fleet"]["decode"] == 2
     assert "2 x prefix-aware (2 GPUs)" in bench(*args, "--engines", "2", "--routing", "prefix-aware").output
+    # what was predicted before stays beside it, until the experiment asks for something else
+    plan = json.loads((folder.parent / "plan.json").read_text())
+    assert {c["axes"].get("engine.fleet.engines", 1) for c in plan["cells"]} == {1, 2} and len(plan["cells"]) == 3
     assert "decode pool" in str(bench(*args, "--prefill", "1").exception)
     assert "unknown link" in str(bench(*args, "--prefill", "1", "--decode", "1", "--kv-link", "string").exception)
     experiment.write_text(
@@ -104,6 +107,7 @@ def test_fleets_are_asked_for_by_options_or_in_the_file(experiment: Path, tmp_pa
     )
     rows = [json.loads(line) for line in bench("predict", str(experiment), "--json").output.splitlines()]
     assert sorted({r["fleet"] for r in rows}) == ["2 x prefix-aware", "2 x round-robin"] and len(rows) == 4
+    assert len(json.loads((folder.parent / "plan.json").read_text())["cells"]) == 4
 
 
 def test_a_cell_that_does_not_fit_is_refused_and_the_rest_goes_on(experiment: Path) -> None:
