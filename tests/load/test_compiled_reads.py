@@ -23,22 +23,26 @@ from tests.load.test_faults import EXPECTED
 from tests.load.test_wire import chunked, payloads
 
 PATHS = ("compiled", "event_loop")
-try:
-    KERNELS = load_kernels()[0]
-except RuntimeError as e:
-    pytest.skip(str(e), allow_module_level=True)
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the compiled path needs Linux")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Any:
+    return load_kernels()[0]
 
 
 @settings(max_examples=400, deadline=None)
 @given(payloads, st.binary(max_size=12), st.integers(0, 200), st.sampled_from(["keep", "replace", "insert"]), st.data())
-def test_walk_is_that_of_the_event_loop(parts: list[bytes], junk: bytes, where: int, how: str, data: Any) -> None:
+def test_walk_is_that_of_the_event_loop(
+    kernels: Any, parts: list[bytes], junk: bytes, where: int, how: str, data: Any
+) -> None:
     body = chunked(parts)
     where %= len(body)
     if how != "keep":
         body = body[:where] + junk + body[where + (len(junk) if how == "replace" else 0) :]
     body = body[: data.draw(st.integers(0, len(body)))]
     at, state = walk_chunks(body, 0)
-    found = KERNELS.walk(np.frombuffer(body or b"\0", dtype=np.uint8), 0, len(body))
+    found = kernels.walk(np.frombuffer(body or b"\0", dtype=np.uint8), 0, len(body))
     assert (found[0], Walk(found[1])) == (at, state)
 
 
