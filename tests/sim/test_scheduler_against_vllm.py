@@ -71,16 +71,17 @@ def test_the_proof_names_the_installed_vllm() -> None:
 @pytest.mark.parametrize("first", range(0, NUM_CASES, BATCH))
 def test_every_step_is_vllms(first: int) -> None:
     """Uniformly drawn cases, which must really meet what they are meant to test."""
-    steps = preemptions = several = 0
+    steps = preemptions = several = served = 0
     for seed in range(first, min(first + BATCH, NUM_CASES)):
         rows = compare(seeded_case(seed))
         plans = [row for row in rows if len(row) == 5]
         steps += len(plans)
         preemptions += sum(len(row[1]) for row in plans)
         several += sum(len(row[1]) > 1 for row in plans)
-        assert any(row[1] for row in rows if len(row) == 3), "a case that serves nobody"
+        # by priority and without the full-ISL check vLLM may preempt for ever: seed 1615 serves nobody, in theirs and ours
+        served += any(row[1] for row in rows if len(row) == 3)
     if first + BATCH <= NUM_CASES:
-        assert steps > 5_000 and preemptions > 100 and several > 1
+        assert steps > 5_000 and preemptions > 100 and several > 1 and served >= BATCH - 2
 
 
 @needs_vllm
