@@ -30,7 +30,7 @@ bench: setup ## measure what this machine has and write a report (EXPERIMENT=fil
 	$(BIN)/bench run $(EXPERIMENT)
 
 test: setup ## all tests (TEST_JOBS=n: how many at once)
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 perf: setup ## benchmarks of TokenYield itself, against its peers
 	$(BIN)/python -m perf

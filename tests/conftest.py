@@ -14,22 +14,6 @@ settings.register_profile("ci", settings.get_profile("here"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In parallel runs a file's tests stay together (they share fixtures), and no two real engines run at once.
-
-    An engine wants all cores. The engines' tests come first, since they last longest.
-    """
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        engine = item.get_closest_marker("engine") is not None
-        item.add_marker(
-            pytest.mark.xdist_group("engine" if engine else item.path.relative_to(config.rootpath).as_posix())
-        )
-    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
-
-
 @pytest.fixture(autouse=True)
 def own_results_folder() -> Iterator[None]:
     """`bench` puts --results into the environment of its process; in-process calls must not hand it to the next test."""
