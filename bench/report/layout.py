@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.analysis.efficiency import hardware_of
-from bench.analysis.run_facts import LOAD_UNKNOWN
+from bench.analysis.run_facts import LOAD_UNKNOWN, RunFacts
 from bench.analysis.summary import Summary
 from bench.config.sweep import axis_path
 
@@ -21,9 +21,15 @@ _LEVEL_TITLES = {
 #: Axes that make lines; every other one makes panels.
 _LINE_AXES = ("gpu", "tensor_parallel_size")
 _TITLES = {"shape": "ISL/OSL", "isl": "ISL", "osl": "OSL", "model": "", "kind": ""}
+_HOST = "CPU"
 _DEVICE_UNKNOWN = "device unknown"  # an import that does not say
 #: What a load axis belongs to, where one report holds several.
 _LOADS = {"batch_size": "offline batches", "concurrency": "closed loop", "rate_per_s": "open loop"}
+_LOAD_TEXTS = {
+    "batch_size": "offline, batch {}",
+    "concurrency": "closed loop, {} in flight",
+    "rate_per_s": "open loop, {}/s",
+}
 _SHORT = {
     "batch_size": "batch",
     "concurrency": "concurrency",
@@ -50,6 +56,11 @@ class Placed:
     def x_text(self) -> str:
         """The load's level as text; an import may not know it."""
         return "unknown" if self.level == LOAD_UNKNOWN else f"{self.x:g}"
+
+    @property
+    def load_text(self) -> str:
+        """The kind of load with its level, for where several kinds stand together: "closed loop, 4 in flight"."""
+        return _LOAD_TEXTS.get(self.level, self.level.replace("_", " ") + " {}").format(self.x_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +111,36 @@ def axis_tail(name: str) -> str:
     return axis_path(name)[-1]
 
 
+def axis_value(facts: RunFacts, name: str) -> Any:
+    """What a cell has on an axis: the swept value, else that of the experiment's fixed part; None where neither says."""
+    if name in facts.axes:
+        return facts.axes[name]
+    found: Any = facts.spec.model_dump(mode="json") if facts.spec is not None else None
+    for key in axis_path(name):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found["tokens"] if isinstance(found, dict) and found.get("kind") == "fixed" else found
+
+
+def varying_axes(cells: Sequence[RunFacts]) -> list[str]:
+    """Axes on which the cells differ, in the order of the sweep. A cell that says nothing of an axis does not count."""
+    names = list(dict.fromkeys(name for f in cells for name in f.axes))
+    return [n for n in names if len({repr(v) for f in cells if (v := axis_value(f, n)) is not None}) > 1]
+
+
 def lay_out(summaries: Sequence[Summary]) -> Layout:
     """Place every cell. Axes that take one value alone are left out of labels."""
-    varying = _varying(summaries)
+    varying = varying_axes([s.facts for s in summaries])
     mixed = "measured" in {s.origin for s in summaries} and len({s.origin for s in summaries}) > 1
     levels = [s.facts.level or ("batch_size", 1.0) for s in summaries]
-    several_devices = len({_device(s) for s in summaries}) > 1
+    devices = _devices(summaries)
+    several_devices = len(set(devices)) > 1
     several_levels = len({name for name, _ in levels}) > 1
     placed = []
     lines: dict[str, None] = {}
     colors: dict[str, int] = {}
     panels: dict[str, None] = {}
-    for s, (level, x) in zip(summaries, levels, strict=True):
-        line = _line_label(s, mixed, _device(s) if several_devices else "")
+    for s, device, (level, x) in zip(summaries, devices, levels, strict=True):
+        line = _line_label(s, mixed, device if several_devices else "")
         panel = _panel_label(s, varying, level if several_levels else "")
         beside = mixed and s.origin != "measured"
         # a prediction has the colour of what it predicts
@@ -123,12 +151,12 @@ def lay_out(summaries: Sequence[Summary]) -> Layout:
     return Layout(tuple(placed), tuple(panels), tuple(lines), levels[0][0] if levels else "batch_size")
 
 
-def _varying(summaries: Sequence[Summary]) -> set[str]:
-    seen: dict[str, set[str]] = {}
-    for s in summaries:
-        for name, value in s.facts.axes.items():
-            seen.setdefault(name, set()).add(repr(value))
-    return {name for name, values in seen.items() if len(values) > 1}
+def _devices(summaries: Sequence[Summary]) -> list[str]:
+    """The device of each cell. A simulated host CPU has no name of its own: it is the one measured beside it."""
+    found = [_device(s) for s in summaries]
+    hosts = {d for s, d in zip(summaries, found, strict=True) if s.origin == "measured" and not s.facts.on_gpu}
+    host = hosts.pop() if len(hosts) == 1 else _HOST
+    return [host if d == _HOST and s.origin == "simulated" else d for s, d in zip(summaries, found, strict=True)]
 
 
 def _device(s: Summary) -> str:
@@ -141,30 +169,28 @@ def _device(s: Summary) -> str:
         return str(names[0])
     if s.origin == "imported":
         return str(s.facts.axes.get("gpu") or _DEVICE_UNKNOWN)
-    return str(s.facts.fingerprint.get("cpu") or "CPU") if not s.facts.on_gpu else "GPU"
+    return str(s.facts.fingerprint.get("cpu") or _HOST) if not s.facts.on_gpu else "GPU"
 
 
 def _line_label(s: Summary, mixed: bool, device: str) -> str:
     parts = [device] if device else []
     if device != _DEVICE_UNKNOWN or s.facts.parallel_text != "GPUs unknown":
         parts.append(s.facts.parallel_text)
-    if mixed and s.origin != "measured":
+    if mixed:
         parts.append(f"({s.origin})")
     return " ".join(parts)
 
 
-def _panel_label(s: Summary, varying: set[str], level: str) -> str:
+def _panel_label(s: Summary, varying: Sequence[str], level: str) -> str:
     level_name = (s.facts.level or ("", 0.0))[0]
     parts = [_LOADS.get(level, level)] if level else []
-    for name, value in s.facts.axes.items():
-        tail = axis_tail(name)
-        if name in varying and tail not in (*_LINE_AXES, "load", level_name):
-            parts.append(f"{_word(tail)} {value_text(value)}".strip())
-    return ", ".join(parts)
+    return ", ".join([*parts, *axis_texts(s.facts, varying, (*_LINE_AXES, "load", level_name))])
 
 
-def _word(tail: str) -> str:
-    return _TITLES.get(tail, tail)
+def axis_texts(facts: RunFacts, names: Sequence[str], hidden: Sequence[str]) -> list[str]:
+    """ "ISL 384" for each of the axes ``names`` that the cell has a value on; ``hidden`` are named elsewhere."""
+    shown = [(axis_tail(n), axis_value(facts, n)) for n in names if axis_tail(n) not in hidden]
+    return [f"{_TITLES.get(tail, tail)} {value_text(v)}".strip() for tail, v in shown if v is not None]
 
 
 def value_text(value: Any) -> str:

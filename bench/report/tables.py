@@ -8,7 +8,7 @@ from typing import Any
 from bench.analysis.metrics import METRICS
 from bench.decide.cost import TokenCost
 from bench.records import Estimate
-from bench.report.layout import Layout, Placed, axis_tail, axis_title, value_text
+from bench.report.layout import Layout, Placed, axis_tail, axis_title, axis_value, value_text, varying_axes
 from bench.report.model import Column, Field, Table
 from bench.units import GIB, significant, usd_text
 
@@ -104,14 +104,13 @@ def estimate_field(e: Estimate | None, unit: str = "", factor: float = 1.0, why:
 def axis_columns(layout: Layout) -> tuple[list[Column], Callable[[Placed], list[Field]]]:
     """The columns that name a cell, and what stands in them: TP, load level, and every other axis that varies."""
     names = _other_axes(layout)
-    columns = [Column("Setup", numeric=False), Column(_load_title(layout), numeric=True)]
+    several = len({p.level for p in layout.placed}) > 1
+    columns = [Column("Setup", numeric=False), Column(_load_title(layout), numeric=not several)]
     columns += [Column(axis_title(n), numeric=False) for n in names]
 
-    several = len({p.level for p in layout.placed}) > 1
-
     def fields(p: Placed) -> list[Field]:
-        own = [Field(p.line, p.line), Field(p.x_text, p.x, p.level.replace("_", " ") if several else "")]
-        return own + [_axis_field(p.summary.facts.axes.get(n)) for n in names]
+        load = Field(p.load_text, f"{p.level} {p.x:014.3f}") if several else Field(p.x_text, p.x)
+        return [Field(p.line, p.line), load, *(_axis_field(axis_value(p.summary.facts, n)) for n in names)]
 
     return columns, fields
 
@@ -128,12 +127,8 @@ def _axis_field(value: Any) -> Field:
 
 
 def _other_axes(layout: Layout) -> list[str]:
-    seen: dict[str, set[str]] = {}
-    for p in layout.placed:
-        for name, value in p.summary.facts.axes.items():
-            seen.setdefault(name, set()).add(repr(value))
     hidden = {"tensor_parallel_size", "gpu", "load", *(p.level for p in layout.placed)}
-    return [n for n, values in seen.items() if len(values) > 1 and axis_tail(n) not in hidden]
+    return [n for n in varying_axes([p.summary.facts for p in layout.placed]) if axis_tail(n) not in hidden]
 
 
 def metric_table(

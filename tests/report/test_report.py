@@ -275,10 +275,10 @@ def test_a_prediction_is_laid_over_the_measurement_with_its_error(predicted: tup
         assert error == pytest.approx(100 * (simulated / measured - 1))
     chart = next(c for c in report.charts if c.name == "throughput")
     lines = {line.label: line for line in chart.panels[0].lines}
-    assert set(lines) == {"TP 1", "TP 2", "TP 1 (simulated)", "TP 2 (simulated)"}
+    assert set(lines) == {f"{tp} ({origin})" for tp in ("TP 1", "TP 2") for origin in ("measured", "simulated")}
     for tp in ("TP 1", "TP 2"):
-        assert lines[f"{tp} (simulated)"].dashed and not lines[tp].dashed
-        assert lines[f"{tp} (simulated)"].color == lines[tp].color
+        assert lines[f"{tp} (simulated)"].dashed and not lines[f"{tp} (measured)"].dashed
+        assert lines[f"{tp} (simulated)"].color == lines[f"{tp} (measured)"].color
     front = next(c for c in report.charts if c.name == "interactivity")
     assert not any(p.front for line in front.panels[0].lines if "simulated" in line.label for p in line.points)
 
@@ -293,3 +293,20 @@ def test_two_machines_are_told_apart(predicted: tuple[Path, Path], tmp_path: Pat
     assert set(layout.lines) == {"H100-SXM TP 1", "H100-SXM TP 2", "A100-80-SXM TP 1", "A100-80-SXM TP 2"}
     assert len({s.key for s in data.summaries}) == 8  # equal cell ids, two folders
     assert next(t for t in report.tables if t.name == "cost").rows
+
+
+def test_a_predicted_host_cpu_is_the_one_measured_beside_it(tmp_path: Path) -> None:
+    sweep = {"points": [{"batch_size": 1}, {"batch_size": 4}, {"batch_size": 4, "isl": 384}]}
+    xeon = {"cpu": "Xeon", "devices": ["cpu"]}
+    ours, _ = write_experiment(
+        tmp_path, experiment(name="host", sweep=sweep), origin="measured", num_gpus=0, repeats=1, fingerprint=xeon
+    )
+    guess = experiment(name="guess", sweep=sweep, engine={"kind": "simulated", "gpu": "cpu"})
+    theirs, _ = write_experiment(tmp_path, guess, num_gpus=0, repeats=1, fingerprint={})
+    report, _, layout = build(ours, beside=[theirs])
+    assert layout.lines == ("TP 1 (measured)", "TP 1 (simulated)")
+    assert len({p.color for p in layout.placed}) == 1
+    # a cell that leaves an axis alone is named by the fixed part's value, which one other cell alone sweeps
+    assert layout.panels == ("ISL 1024", "ISL 384")
+    table = next(t for t in report.tables if t.name == "throughput")
+    assert [row[2].text for row in table.rows[:3]] == ["1024", "1024", "384"]
