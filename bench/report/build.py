@@ -24,6 +24,7 @@ from bench.report import figures, tables
 from bench.report.collect import Collected, collect, measured_ceilings, planned_experiment, side_by_side
 from bench.report.layout import Layout, Placed, lay_out
 from bench.report.model import Chart, Doubt, Failure, Report, Table
+from bench.report.prediction import prediction_table
 from bench.report.roofline_chart import roofline
 from bench.report.timeline import timeline
 
@@ -145,7 +146,7 @@ def _tables(layout: Layout, full: dict[str, TokenCost], stated: dict[str, TokenC
     found = [
         tables.metric_table("throughput", "Throughput", layout, tables.THROUGHPUT, lookup, goal),
         tables.metric_table("latency", "Latency", layout, tables.LATENCY, lookup),
-        tables.prediction_table(layout),
+        prediction_table(layout),
         tables.cost_table(layout, full, stated, DEFAULT_OUTPUT_PRICE_RATIO),
         tables.metric_table("devices", "Devices and energy", layout, tables.DEVICES, lookup),
         tables.metric_table("engine", "Engine and workload", layout, tables.ENGINE, lookup),

@@ -13,7 +13,7 @@ from bench.report.model import Column, Field, Table
 from bench.units import GIB, significant, usd_text
 
 #: metric -> (column title, unit as printed, factor from the base unit)
-_PRINTED: dict[str, tuple[str, str, float]] = {
+PRINTED: dict[str, tuple[str, str, float]] = {
     "output_tokens_per_s": ("Output", "tokens/s", 1),
     "total_tokens_per_s": ("Total", "tokens/s", 1),
     "output_tokens_per_s_per_gpu": ("Output per GPU", "tokens/s", 1),
@@ -140,19 +140,19 @@ def metric_table(
         return None
     head, fields = axis_columns(layout)
     on_gpu = any(p.summary.facts.on_gpu for p in layout.placed)
-    columns = [Column(_title(k, on_gpu), _PRINTED[k][1], True, METRICS[k].formula) for k in shown]
+    columns = [Column(_title(k, on_gpu), PRINTED[k][1], True, METRICS[k].formula) for k in shown]
     rows = []
     for p in layout.placed:
         row = fields(p)
         for k in shown:
-            _, unit, factor = _PRINTED[k]
+            _, unit, factor = PRINTED[k]
             row.append(estimate_field(lookup(p, k), unit, factor, _why(p, k)))
         rows.append((*row, Field(str(len(p.summary.runs)), len(p.summary.runs))))
     return Table(name, title, (*head, *columns, Column("Runs")), tuple(rows), note)
 
 
 def _title(key: str, on_gpu: bool) -> str:
-    title = _PRINTED[key][0]
+    title = PRINTED[key][0]
     return title if on_gpu else title.replace("per GPU", "of host")
 
 
@@ -203,43 +203,6 @@ def usd_field(e: Estimate | None) -> Field:
             f"{usd_text(e.low)} – {usd_text(e.high)}" if e.high is not None else f"{usd_text(e.low)} – no upper end"
         )
     return Field(usd_text(e.value), e.value, detail)
-
-
-def prediction_table(layout: Layout) -> Table | None:
-    """Simulated cells beside measured ones of the same TP, load and workload, with the error of each prediction."""
-    measured = {
-        (p.summary.facts.tensor_parallel_size, p.x, p.panel): p for p in layout.placed if p.summary.origin == "measured"
-    }
-    pairs = [
-        (p, measured[where])
-        for p in layout.placed
-        if p.summary.origin == "simulated"
-        and (where := (p.summary.facts.tensor_parallel_size, p.x, p.panel)) in measured
-    ]
-    if not pairs:
-        return None
-    head, fields = axis_columns(layout)
-    keys = ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "e2e_p50_s")
-    columns = [
-        Column(f"{_PRINTED[k][0]}, {word}", "%" if word == "error" else _PRINTED[k][1])
-        for k in keys
-        for word in ("measured", "simulated", "error")
-    ]
-    rows = []
-    for p, truth in pairs:
-        row = fields(p)
-        for k in keys:
-            ours, theirs = p.summary.estimates.get(k), truth.summary.estimates.get(k)
-            _, unit, factor = _PRINTED[k]
-            row += [estimate_field(theirs, unit, factor), estimate_field(ours, unit, factor)]
-            row.append(
-                Field("n/a", float("-inf"), "one side has no value")
-                if ours is None or theirs is None or theirs.value == 0
-                else Field(f"{100 * (ours.value / theirs.value - 1):+.1f}", 100 * (ours.value / theirs.value - 1))
-            )
-        rows.append(tuple(row))
-    note = "Error: simulated / measured - 1. A measured interval wider than the error does not confirm or refute it."
-    return Table("prediction", "Prediction against measurement", (*head, *columns), tuple(rows), note)
 
 
 def runs_table(layout: Layout) -> Table:
