@@ -59,7 +59,8 @@ def prediction_table(layout: Layout) -> Table | None:
     if not pairs:
         return None
     head, fields = axis_columns(layout)
-    columns = list(head)
+    by_profile = any(pair.fitted for pair in pairs)
+    columns = [*head, Column("Profile fitted on this cell", numeric=False)] if by_profile else list(head)
     shown = [(k, m if any(pair.stated(m) for pair in pairs) else None) for k, m in _COMPARED]
     confidence = f"{100 * _confidence(pairs):.0f} %"
     for key, metric in shown:
@@ -67,14 +68,12 @@ def prediction_table(layout: Layout) -> Table | None:
         columns += [Column(f"{title}, {word}", unit, True, METRICS[key].formula) for word in ("measured", "simulated")]
         columns.append(Column(f"{title}, error", "%"))
         columns += [Column(f"{title}, in {confidence} interval", numeric=False)] if metric else []
-    by_profile = any(pair.fitted for pair in pairs)
-    columns += [Column("Profile fitted on this cell", numeric=False)] if by_profile else []
     rows = []
     for pair in pairs:
-        row = fields(pair.guess)
+        row = fields(pair.guess) + ([Field(pair.fitted, pair.fitted)] if by_profile else [])
         for key, metric in shown:
             row += _compared(pair, key, metric)
-        rows.append((*row, Field(pair.fitted, pair.fitted)) if by_profile else tuple(row))
+        rows.append(tuple(row))
     return Table("prediction", "Prediction against measurement", tuple(columns), tuple(rows), _note(pairs, shown))
 
 
