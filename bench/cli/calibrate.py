@@ -57,20 +57,40 @@ def find_runs(paths: tuple[Path, ...]) -> list[RunReader]:
     return found
 
 
+#: Below these a coefficient is a zero that the fit stopped at: a thousandth of the uncalibrated model, a nanosecond a step,
+#: a tenth of a nanosecond for each request or prompt token of a step.
+_LEAST_SCALE, _LEAST_S, _LEAST_EACH_S = 1e-3, 1e-9, 1e-10
+
+
+def coefficient_text(value: float, least: float, factor: float, unit: str) -> str:
+    """A fitted coefficient for people; one on its lower bound is said to be none ("x 5e-322" is no finding)."""
+    return f"{value * factor:.3g}{unit}" if value >= least else f"0{unit} (no effect seen in these runs)"
+
+
 def _print(profile: Profile) -> None:
     p, errors = profile.parameters, profile.errors
     layout = profile.layout
     click.echo(
         f"{profile.num_steps:,} steps of {len(profile.runs)} runs: {layout.model} on {layout.hardware}, TP {layout.tensor_parallel_size}"
     )
-    click.echo(f"  projections, MLP, norms, all-reduce   x {p['linear_scale']:.3g} of the uncalibrated model")
-    click.echo(f"  decode attention                      x {p['decode_attention_scale']:.3g}")
-    click.echo(f"  prefill attention                     x {p['prefill_attention_scale']:.3g}")
-    click.echo(
-        f"  fixed per step                        {p['fixed_s'] * 1e3:.3g} ms, {p['prefill_fixed_s'] * 1e3:.3g} ms more with prompts"
+    rows = (
+        ("projections, MLP, norms, all-reduce", "linear_scale", _LEAST_SCALE, 1.0, ""),
+        ("decode attention", "decode_attention_scale", _LEAST_SCALE, 1.0, ""),
+        ("prefill attention", "prefill_attention_scale", _LEAST_SCALE, 1.0, ""),
+        ("fixed per step", "fixed_s", _LEAST_S, 1e3, " ms"),
+        ("more in a step with prompts", "prefill_fixed_s", _LEAST_S, 1e3, " ms"),
+        ("per request in a step", "per_request_s", _LEAST_EACH_S, 1e6, " µs"),
+        ("per prompt token", "per_prefill_token_s", _LEAST_EACH_S, 1e6, " µs"),
     )
-    click.echo(f"  per request in a step                 {p['per_request_s'] * 1e6:.3g} µs")
-    click.echo(f"  per prompt token                      {p['per_prefill_token_s'] * 1e6:.3g} µs")
+    click.echo("  (x: of the uncalibrated model)")
+    for title, name, least, factor, unit in rows:
+        times = "x " if name.endswith("_scale") else ""
+        click.echo(f"  {title:<37} {times}{coefficient_text(p[name], least, factor, unit)}")
+    if any(p[name] < least for _, name, least, _, _ in rows if name.endswith("_scale")):
+        click.echo(
+            "  A scale of 0: the other terms explain these runs alone. Do not predict batches, prompts or contexts beyond those "
+            "recorded with this profile."
+        )
     click.echo(f"cross-validated ({errors['method']}):")
     click.echo(
         f"  single steps    median {errors['step_median_ape']:.1%}, 90th percentile {errors['step_p90_ape']:.1%}"
