@@ -89,8 +89,10 @@ def _listener(config: MockConfig, port: int) -> socket.socket:
     return sock
 
 
-def serve(config: MockConfig) -> None:
-    """Serve until SIGTERM or SIGINT. Prints ``ready URL`` on standard output when the port is open.
+def serve(config: MockConfig, parent_pid: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until ``parent_pid``, which started this process, is gone.
+
+    Prints ``ready URL`` on standard output when the port is open.
 
     Raises:
         BadInput: the address cannot be bound.
@@ -109,18 +111,19 @@ def serve(config: MockConfig) -> None:
             filler.connect_ex(listener.getsockname())
             fillers.append(filler)
     children: list[int] = []
-    rank = 0
+    rank, me = 0, os.getpid()
     for k in range(1, config.processes):
         sibling = _listener(config, port)
         pid = os.fork()
         if pid == 0:
             listener.close()
-            listener, rank, children = sibling, k, []
+            listener, rank, children, parent_pid = sibling, k, [], me
             break
         sibling.close()
         children.append(pid)
     log = None if config.log_path is None else f"{config.log_path}.{rank}"
     server = Server(replace(config, seed=config.seed + rank), listener, log)
+    server.parent_pid = parent_pid
 
     def stop(*_: Any) -> None:
         server.stopping = True
@@ -156,7 +159,7 @@ def running_mock(config: MockConfig, *, start_limit_s: float = 20.0) -> Iterator
     Raises:
         BenchError: it did not start; the text has its reason.
     """
-    command = [sys.executable, "-m", "bench.load.mock", config.to_json()]
+    command = [sys.executable, "-m", "bench.load.mock", config.to_json(), str(os.getpid())]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     try:
@@ -183,7 +186,7 @@ def running_mock(config: MockConfig, *, start_limit_s: float = 20.0) -> Iterator
 
 if __name__ == "__main__":
     try:
-        serve(MockConfig.from_json(sys.argv[1]))
+        serve(MockConfig.from_json(sys.argv[1]), int(sys.argv[2]))
     except BenchError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None

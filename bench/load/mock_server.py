@@ -47,6 +47,8 @@ class Server:
         self.log = open(log_path, "ab", buffering=1 << 20) if log_path else None
         self.offset_ns = paired_reading()[1]
         self.stopping = False
+        #: The process without which nobody wants the answers; None: serve until told to stop.
+        self.parent_pid: int | None = None
         self.totals = {"prompt": 0, "generation": 0, "requests": 0, "ttft_sum": 0.0, "ttft_count": 0}
         self.key = os.environ.get(config.api_key_env) if config.api_key_env else None
         self.tls: Any = None
@@ -84,6 +86,7 @@ class Server:
             if time.monotonic() > next_housekeeping:
                 next_housekeeping = time.monotonic() + 1
                 self.offset_ns = paired_reading()[1]
+                self.stopping |= self.parent_pid not in (None, os.getppid())
                 if self.log:
                     self.log.flush()
         if self.log:

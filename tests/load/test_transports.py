@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -305,3 +309,22 @@ def test_scratch_is_removed(serve_mock: Callable[..., Any], tmp_path: Path) -> N
         assert os.listdir(tmp_path)
         r.close()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_mock_does_not_outlive_the_tool_that_started_it() -> None:
+    code = (
+        "import time; from bench.load.mock import MockConfig, running_mock\n"
+        "with running_mock(MockConfig(processes=2)) as url: print(url, flush=True); time.sleep(600)"
+    )
+    tool = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert tool.stdout is not None
+    port = int(tool.stdout.readline().decode().rsplit(":", 1)[1])
+    tool.kill()
+    tool.wait()
+    tool.stdout.close()
+    deadline = time.monotonic() + 60
+    with contextlib.suppress(ConnectionRefusedError):
+        while time.monotonic() < deadline:
+            socket.create_connection(("127.0.0.1", port)).close()
+            time.sleep(0.1)
+        pytest.fail("the mock still listens")
