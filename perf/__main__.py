@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "kernels": ("perf.kernels", "our memory kernels against STREAM in C, GEMM against numpy"),
     "throughput": ("perf.throughput", "our offline tokens/s against `vllm bench throughput`"),
     "loadgen": ("perf.loadgen", "our load generator against C, vllm bench serve, GuideLLM and AIPerf"),
+    "memory": ("perf.loadgen_memory", "ten million chunks in under 1 GiB"),
 }
 
 
