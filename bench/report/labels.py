@@ -82,6 +82,40 @@ def _solid_names(panel: Panel, dashed: Line) -> tuple[str, ...]:
     return tuple(f"{line.label} at " for line in panel.lines if line.color == dashed.color and not line.dashed)
 
 
+#: Offsets in points at which a text beside a point is tried, the best first.
+_PLACES = ((9, 5), (-9, 5), (9, -12), (-9, -12), (0, 10), (0, -18), (12, -3), (-12, -3))
+
+
+def put_beside(
+    ax: Axes,
+    text: str,
+    at: tuple[float, float],
+    frame: Any,
+    taken: list[Any],
+    places: Sequence[tuple[float, float]] = _PLACES,
+    **look: Any,
+) -> bool:
+    """Write ``text`` beside a point where it overlaps nothing; False, and nothing written, where there is no such place.
+
+    ``frame`` and ``taken`` are boxes in pixels: what the text must stay within, and what it must keep off; its own box is
+    added to ``taken``. The axes' positions must be final.
+    """
+    renderer = ax.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for dx, dy in places:
+        t = ax.annotate(
+            text, at, xytext=(dx, dy), textcoords="offset points", zorder=6,
+            ha="left" if dx > 0 else "right" if dx < 0 else "center", **look,
+        )  # fmt: skip
+        t.set_in_layout(False)
+        box = t.get_window_extent(renderer)
+        fits = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+        if fits and not any(box.overlaps(b) for b in taken):
+            taken.append(box)
+            return True
+        t.remove()
+    return False
+
+
 def _scatter_notes(figure: Figure, ax: Axes, panel: Panel) -> None:
     """A number beside each point where there is room, front first; and the line's name beside its topmost free point."""
     from matplotlib.transforms import Bbox
@@ -96,34 +130,12 @@ def _scatter_notes(figure: Figure, ax: Axes, panel: Panel) -> None:
             r = (7.5 if p.front else 4.5) * pixels
             taken.append(Bbox([[x - r, y - r], [x + r, y + r]]))
 
+    wide = Bbox([[frame.x0, frame.y0], [frame.x1 + 30 * pixels, frame.y1 + 10 * pixels]])
+
     def put(text: str, p: Point, color: str, bold: bool, size: float, must: bool) -> None:
-        for dx, dy in ((9, 5), (-9, 5), (9, -12), (-9, -12), (0, 10), (0, -18), (12, -3), (-12, -3)):
-            t = ax.annotate(
-                text, (p.x, p.y), xytext=(dx, dy), textcoords="offset points", fontsize=size, color=color, zorder=6,
-                ha="left" if dx > 0 else "right" if dx < 0 else "center", fontweight="bold" if bold else "normal",
-            )  # fmt: skip
-            t.set_in_layout(False)
-            box = t.get_window_extent(renderer)
-            fits = (
-                frame.x0 <= box.x0
-                and box.x1 <= frame.x1 + 30 * pixels
-                and frame.y0 <= box.y0
-                and box.y1 <= frame.y1 + 10 * pixels
-            )
-            if fits and not any(box.overlaps(b) for b in taken):
-                taken.append(box)
-                return
-            t.remove()
-        if must:
-            ax.annotate(
-                text,
-                (p.x, p.y),
-                xytext=(9, 5),
-                textcoords="offset points",
-                fontsize=size,
-                color=color,
-                fontweight="bold",
-            )
+        look: dict[str, Any] = {"fontsize": size, "color": color, "fontweight": "bold" if bold else "normal"}
+        if not put_beside(ax, text, (p.x, p.y), wide, taken, **look) and must:
+            ax.annotate(text, (p.x, p.y), xytext=(9, 5), textcoords="offset points", **{**look, "fontweight": "bold"})
 
     for line in panel.lines:
         if line.points:

@@ -22,6 +22,7 @@ _LEVEL_TITLES = {
 _LINE_AXES = ("gpu", "tensor_parallel_size")
 _TITLES = {"shape": "ISL/OSL", "isl": "ISL", "osl": "OSL", "model": "", "kind": ""}
 _HOST = "CPU"
+NOT_SAID = object()  # a cell's value on an axis that its experiment has not; None is a value ("no quantization")
 _DEVICE_UNKNOWN = "device unknown"  # an import that does not say
 #: What a load axis belongs to, where one report holds several.
 _LOADS = {"batch_size": "offline batches", "concurrency": "closed loop", "rate_per_s": "open loop"}
@@ -112,19 +113,30 @@ def axis_tail(name: str) -> str:
 
 
 def axis_value(facts: RunFacts, name: str) -> Any:
-    """What a cell has on an axis: the swept value, else that of the experiment's fixed part; None where neither says."""
+    """What a cell has on an axis: the swept value, else that of the experiment's fixed part, else NOT_SAID."""
     if name in facts.axes:
         return facts.axes[name]
-    found: Any = facts.spec.model_dump(mode="json") if facts.spec is not None else None
+    found: Any = facts.spec.model_dump(mode="json") if facts.spec is not None else NOT_SAID
     for key in axis_path(name):
-        found = found.get(key) if isinstance(found, dict) else None
+        found = found.get(key, NOT_SAID) if isinstance(found, dict) else NOT_SAID
     return found["tokens"] if isinstance(found, dict) and found.get("kind") == "fixed" else found
 
 
 def varying_axes(cells: Sequence[RunFacts]) -> list[str]:
     """Axes on which the cells differ, in the order of the sweep. A cell that says nothing of an axis does not count."""
     names = list(dict.fromkeys(name for f in cells for name in f.axes))
-    return [n for n in names if len({repr(v) for f in cells if (v := axis_value(f, n)) is not None}) > 1]
+    return [n for n in names if len({repr(v) for f in cells if (v := axis_value(f, n)) is not NOT_SAID}) > 1]
+
+
+def differences(cells: Sequence[RunFacts]) -> list[list[str]]:
+    """For each cell the axes that tell it from the others, but for its device, TP and load: ["ISL 384", "quantization fp8"]."""
+    axes = varying_axes(cells)
+    return [axis_texts(f, axes, (*_LINE_AXES, "load", *_LEVEL_TITLES)) for f in cells]
+
+
+def level_text(level: tuple[str, float]) -> str:
+    """ "batch 32", "concurrency 4"."""
+    return f"{_SHORT.get(level[0], level[0])} {level[1]:g}"
 
 
 def lay_out(summaries: Sequence[Summary]) -> Layout:
@@ -190,7 +202,7 @@ def _panel_label(s: Summary, varying: Sequence[str], level: str) -> str:
 def axis_texts(facts: RunFacts, names: Sequence[str], hidden: Sequence[str]) -> list[str]:
     """ "ISL 384" for each of the axes ``names`` that the cell has a value on; ``hidden`` are named elsewhere."""
     shown = [(axis_tail(n), axis_value(facts, n)) for n in names if axis_tail(n) not in hidden]
-    return [f"{_TITLES.get(tail, tail)} {value_text(v)}".strip() for tail, v in shown if v is not None]
+    return [f"{_TITLES.get(tail, tail)} {value_text(v)}".strip() for tail, v in shown if v is not NOT_SAID]
 
 
 def value_text(value: Any) -> str:
@@ -198,7 +210,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, dict):
         rest = "-".join(str(v) for k, v in value.items() if k != "kind")
         return f"{value.get('kind', '')} {rest}".strip()
-    return str(value)
+    return "none" if value is None else str(value)
 
 
 def cell_label(p: Placed, panel: bool = True) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from bench.analysis.steps import step_columns
 from bench.analysis.summary import summary_of
 from bench.catalog.model import load_model
 from bench.errors import BadInput
+from bench.report.layout import differences, level_text
 from bench.report.roofline_picture import CellPoint
 from bench.store import STEPS, list_runs
 
@@ -47,18 +49,28 @@ def cell_points(folder: Path) -> tuple[list[CellPoint], list[str]]:
     if not found:
         raise BadInput("holds no runs", where=str(folder), next_step="give results/runs/<experiment>")
     points = []
-    for name, values in rates.items():
+    cells = [facts_of[name] for name in rates]
+    for values, facts, axes in zip(rates.values(), cells, differences(cells), strict=True):
         array = np.array(values)
         spread = (float(array[:, 0].min()), float(array[:, 0].max())) if len(values) > 1 else None
-        label, origin = _label(facts_of[name]), facts_of[name].origin
-        points.append(CellPoint(label, float(array[:, 0].mean()), float(array[:, 1].mean()), origin, spread))
+        flops_per_s, bytes_per_s = (float(v) for v in array.mean(axis=0))
+        label, short = _label(facts, axes), _short(facts, axes, cells)
+        points.append(CellPoint(label, flops_per_s, bytes_per_s, facts.origin, spread, short))
     return points, left_out
 
 
-def _label(facts: RunFacts) -> str:
-    """``TP 2, 32 in flight``: the layout and the load's level."""
+def _label(facts: RunFacts, axes: Sequence[str]) -> str:
+    """``TP 2, batch size 32, ISL 384``: the layout, the load's level, and whatever else tells the cell from the others."""
     level = facts.level
     parts = [f"TP {facts.tensor_parallel_size}"]
     if level is not None:
         parts.append(f"{level[0].replace('_', ' ')} {level[1]:g}")
-    return ", ".join(parts)
+    return ", ".join([*parts, *axes])
+
+
+def _short(facts: RunFacts, axes: Sequence[str], cells: Sequence[RunFacts]) -> str:
+    """``batch 32, ISL 384``: the label without what all cells share, for inside a picture."""
+    parts = [f"TP {facts.tensor_parallel_size}"] if len({c.tensor_parallel_size for c in cells}) > 1 else []
+    if facts.level is not None and len({c.level for c in cells}) > 1:
+        parts.append(level_text(facts.level))
+    return ", ".join([*parts, *(text.removeprefix("ISL/OSL ") for text in axes)])

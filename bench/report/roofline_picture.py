@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.report.charts import GRID, INK, MARKERS, MUTED, PALETTE, PNG_DPI
+from bench.report.labels import put_beside
 from bench.roofline import Ceilings, OpTime
 from bench.units import si
 
@@ -32,6 +33,7 @@ class CellPoint:
     bytes_per_s: float
     origin: str = "measured"
     interval: tuple[float, float] | None = None  # of flops_per_s over runs
+    short: str = ""  # the label without what all cells of the picture share
 
     @property
     def intensity_flops_per_byte(self) -> float:
@@ -93,6 +95,7 @@ def draw_roofline(
             if handle is not None and hasattr(handle, "set_sizes"):
                 handle.set_sizes([45])
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
+        _name_cells(axes, cells, ())
         written = [path.with_suffix(".png"), path.with_suffix(".svg")]
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(written[0], dpi=PNG_DPI)
@@ -136,6 +139,7 @@ def draw_on(axes: Axes, data: RooflineData) -> None:
     """The report's roofline on ``axes``: kernels and cells under the ceilings."""
     _on_axes(axes, data.ceilings, data.dtypes, {}, data.cells, data.kernels)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
+    _name_cells(axes, data.cells, data.kernels)
 
 
 def _kernels(axes: Axes, kernels: Sequence[KernelPoint]) -> None:
@@ -209,16 +213,43 @@ def _cells(axes: Axes, cells: Sequence[CellPoint]) -> None:
             marker="X" if origin == "measured" else "P", facecolors="#cc79a7" if origin == "measured" else "none",
             edgecolors="#cc79a7", linewidths=1.2, zorder=5, label=f"cells, {origin}",
         )  # fmt: skip
-    labelled = sorted(cells, key=lambda c: c.flops_per_s)
-    for i, c in enumerate(labelled):
+    for c in cells:
         if c.interval:
             axes.plot([c.intensity_flops_per_byte] * 2, c.interval, color="#cc79a7", linewidth=1.2, zorder=4)
-        if len(labelled) <= 8 or i in (0, len(labelled) - 1):
-            axes.annotate(
-                c.label,
-                (c.intensity_flops_per_byte, c.flops_per_s),
-                xytext=(8, -3),
-                textcoords="offset points",
-                fontsize=8,
-                color=INK,
-            )
+
+
+#: Where a cell's name is tried, in points from its mark: beside it first, then further off.
+_NAME_PLACES = (
+    (8, -3), (-8, -3), (8, 6), (-8, 6), (8, -12), (-8, -12), (0, 9), (0, -17), (10, 15), (-10, 15), (10, -22), (-10, -22),
+)  # fmt: skip
+
+
+def _name_cells(axes: Axes, cells: Sequence[CellPoint], kernels: Sequence[KernelPoint]) -> None:
+    """Cells by name where there is room, the ones that do most and least first; those without room stay bare marks.
+
+    To be called when everything else is drawn: names keep off marks, lines, texts and the legend.
+    """
+    from matplotlib.transforms import Bbox
+
+    axes.figure.canvas.draw()
+    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    pixels = axes.figure.dpi / 72
+    taken = [t.get_window_extent(renderer) for t in axes.texts if t.get_text()]
+    legend = axes.get_legend()
+    taken += [legend.get_window_extent(renderer)] if legend is not None else []
+    for points, points_size in ((cells, 4.5), (kernels, 2.5)):
+        for p in points:
+            x, y = axes.transData.transform((p.intensity_flops_per_byte, p.flops_per_s))
+            r = points_size * pixels
+            taken.append(Bbox([[x - r, y - r], [x + r, y + r]]))
+    for line in axes.lines:
+        ends = axes.transData.transform(line.get_xydata())
+        for share in (k / 80 for k in range(81)):
+            x, y = ends[0] + (ends[-1] - ends[0]) * share
+            taken.append(Bbox([[x - pixels, y - pixels], [x + pixels, y + pixels]]))
+    by_rate = sorted(cells, key=lambda c: c.flops_per_s)
+    for c in dict.fromkeys([*by_rate[-1:], *by_rate[:1], *reversed(by_rate)]):
+        at = (c.intensity_flops_per_byte, c.flops_per_s)
+        put_beside(
+            axes, c.short or c.label, at, axes.get_window_extent(renderer), taken, _NAME_PLACES, fontsize=8, color=INK
+        )

@@ -8,7 +8,7 @@ from typing import Any
 from bench.analysis.metrics import METRICS
 from bench.decide.cost import TokenCost
 from bench.records import Estimate
-from bench.report.layout import Layout, Placed, axis_tail, axis_title, axis_value, value_text, varying_axes
+from bench.report.layout import NOT_SAID, Layout, Placed, axis_tail, axis_title, axis_value, value_text, varying_axes
 from bench.report.model import Column, Field, Table
 from bench.units import GIB, significant, usd_text
 
@@ -122,7 +122,8 @@ def _load_title(layout: Layout) -> str:
 
 def _axis_field(value: Any) -> Field:
     return Field(
-        "" if value is None else value_text(value), value if isinstance(value, (int, float)) else value_text(value)
+        "" if value is NOT_SAID else value_text(value),
+        value if isinstance(value, (int, float)) else "" if value is NOT_SAID else value_text(value),
     )
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from bench.catalog.model import load_model
 from bench.errors import BadInput
+from bench.report.charts import draw
+from bench.report.model import Chart
 from bench.report.roofline_cells import cell_points
-from bench.roofline import run_work
+from bench.report.roofline_picture import CellPoint, KernelPoint, RooflineData
+from bench.roofline import Ceilings, run_work
 from tests.analysis.synthetic import experiment, write_experiment
 
 SWEEP = {"grid": {"tensor_parallel_size": [1, 2], "batch_size": [4, 64]}}
@@ -48,3 +52,32 @@ def test_folders_without_runs(tmp_path: Path) -> None:
         cell_points(tmp_path / "none")
     with pytest.raises(BadInput, match="holds no runs"):
         cell_points(tmp_path)
+
+
+def test_labels_hold_what_tells_cells_apart(tmp_path: Path) -> None:
+    sweep = {"grid": {"batch_size": [4, 64], "isl": [64, 256], "quantization": [None, "fp8"]}}
+    folder, _ = write_experiment(tmp_path, experiment(sweep=sweep, workload={"isl": 64, "osl": 16}), repeats=1)
+    points, _ = cell_points(folder)
+    assert len({p.label for p in points}) == len({p.short for p in points}) == 8
+    assert "TP 1, batch size 64, ISL 256, quantization none" in {p.label for p in points}
+    assert "batch 4, ISL 64, quantization fp8" in {p.short for p in points}
+
+
+@pytest.mark.parametrize("num_cells", [1, 5, 60])
+def test_names_of_cells_overlap_nothing(num_cells: int) -> None:
+    rng = np.random.default_rng(num_cells)
+    cells = tuple(
+        CellPoint(f"TP 1, batch {i}", float(3e11 * (1 + 0.2 * x)), float(2e10 * (1 + 0.2 * y)), short=f"batch {i}, ISL 1024")
+        for i, (x, y) in enumerate(rng.random((num_cells, 2)))
+    )  # fmt: skip
+    kernels = tuple(KernelPoint("gemm", 2e11 * (i + 1), 10.0 + i) for i in range(5))
+    ceilings = Ceilings("device", {"bf16": 1e12}, 1e11, 0.0, "data sheet")
+    data = RooflineData(ceilings, ("bf16",), cells, kernels)
+    figure = draw(Chart("roofline", "Roofline", "An answer.", roofline=data))
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    (axes,) = figure.axes
+    boxes = [t.get_window_extent(renderer) for t in axes.texts] + [axes.get_legend().get_window_extent(renderer)]
+    named = [t for t in axes.texts if t.get_text().startswith("batch")]
+    assert 1 <= len(named) <= num_cells and (num_cells > 5 or len(named) == num_cells)
+    for a, box in enumerate(boxes):
+        assert all(not box.padded(-1).overlaps(other.padded(-1)) for other in boxes[a + 1 :])
