@@ -40,7 +40,7 @@ def efficiency(
         measured: ceilings that `bench kernels` found on this very machine; used where the catalogue has no peaks (CPUs).
     """
     if steps is None:
-        return _absent("no engine steps were recorded")
+        return _absent(why_no_steps(facts))
     if facts.spec is None or facts.spec.engine.kind in ("endpoint", "null"):
         return _absent("the model and its layout are not known")
     hardware = hardware_of(facts)
@@ -69,6 +69,19 @@ def efficiency(
         values={"mfu_ratio": flops / window.length_s / peak, "mbu_ratio": size / window.length_s / bandwidth},
         peaks=peaks,
     )
+
+
+def why_no_steps(facts: RunFacts) -> str:
+    """Why a run holds no engine steps, and what to run to have them."""
+    kind = facts.spec.engine.kind if facts.spec is not None else str(facts.engine.get("kind") or "")
+    if kind == "vllm_server":
+        return (
+            "no engine steps were recorded: `vllm serve` tells counts of tokens, not who was in each step, and without that the "
+            "bytes that memory moved are not known. Run the same load with `engine.kind: vllm`, which records every step"
+        )
+    if kind == "endpoint" or facts.origin == "imported":
+        return "no engine steps were recorded: an engine that was not started here does not tell them"
+    return "no engine steps were recorded"
 
 
 def _absent(reason: str) -> Efficiency:

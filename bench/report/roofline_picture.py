@@ -218,9 +218,9 @@ def _cells(axes: Axes, cells: Sequence[CellPoint]) -> None:
             axes.plot([c.intensity_flops_per_byte] * 2, c.interval, color="#cc79a7", linewidth=1.2, zorder=4)
 
 
-#: Where a cell's name is tried, in points from its mark: beside it first, then further off.
+#: Where a cell's name is tried, in points from its mark; further off it would be taken for another one's.
 _NAME_PLACES = (
-    (8, -3), (-8, -3), (8, 6), (-8, 6), (8, -12), (-8, -12), (0, 9), (0, -17), (10, 15), (-10, 15), (10, -22), (-10, -22),
+    (8, -3), (-8, -3), (8, 6), (-8, 6), (8, -12), (-8, -12), (0, 9), (0, -17),
 )  # fmt: skip
 
 

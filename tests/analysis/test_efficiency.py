@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bench.analysis.efficiency import efficiency, hardware_of, step_work
 from bench.analysis.run_facts import RunFacts, run_facts
 from bench.analysis.steady_state import Window
 from bench.catalog.model import load_model
+from bench.config.experiment import VllmServerEngine
 from bench.config.sweep import expand
 from bench.roofline import Ceilings
 from tests.analysis.synthetic import experiment, write_run
@@ -74,3 +76,11 @@ def test_a_cpu_has_no_peak_unless_it_was_measured(tmp_path: Path) -> None:
 
 def test_without_steps_there_is_a_reason(tmp_path: Path) -> None:
     assert "no engine steps" in efficiency(facts_of(tmp_path), None, WINDOW).absent["mfu_ratio"]
+
+
+def test_a_served_engine_says_what_would_record_steps(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path)
+    assert facts.spec is not None
+    served = facts.spec.model_copy(update={"engine": VllmServerEngine(kind="vllm_server")})
+    reason = efficiency(replace(facts, spec=served), None, WINDOW).absent["mbu_ratio"]
+    assert "`vllm serve`" in reason and "engine.kind: vllm`" in reason

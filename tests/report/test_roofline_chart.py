@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.report.roofline_chart import _answer, kernel_points
+from bench.catalog.hardware import load_hardware
+from bench.report.roofline_chart import _answer, _beyond_data_sheet, kernel_points
 from bench.report.roofline_picture import CellPoint
 from bench.roofline import Ceilings
 
@@ -47,3 +48,19 @@ def test_the_answer_names_the_nearer_limit() -> None:
     ceilings = Ceilings("dev", {"bf16": 100.0}, 10.0, 1.0, "measured kernels")
     text = _answer(CellPoint("TP 1, batch size 8", 20.0, 5.0), ceilings, "bf16")
     assert "20% of the bf16 ceiling" in text and "50% of the memory ceiling" in text and "memory is the nearer" in text
+
+
+def test_more_than_the_device_can_do_is_no_answer() -> None:
+    ceilings = Ceilings("dev", {"bf16": 100.0}, 10.0, 1.0, "data sheet")
+    text = _answer(CellPoint("TP 1, batch size 8", 129.0, 5.0), ceilings, "bf16")
+    assert "129% of the bf16 ceiling" in text and "cannot be" in text and "nearer" not in text
+
+
+def test_kernels_beyond_the_data_sheet_are_no_ceilings() -> None:
+    hardware = load_hardware("H200-SXM")
+    peak, memory = hardware.peak_flops["bf16"], hardware.memory_bandwidth_bytes_per_s
+    known = frozenset({"bf16", "memory"})
+    assert not _beyond_data_sheet(Ceilings("x", {"bf16": peak}, memory, 0.0, "k", measured=known), hardware, "bf16")
+    text = _beyond_data_sheet(Ceilings("x", {"bf16": 600 * peak}, memory, 0.0, "k", measured=known), hardware, "bf16")
+    assert "bf16 594 PFLOP/s against 989 TFLOP/s" in text and "memory" not in text
+    assert not _beyond_data_sheet(Ceilings("x", {"bf16": 600 * peak}, memory, 0.0, "k", measured=known), None, "bf16")
