@@ -167,6 +167,7 @@ def interactivity(layout: Layout) -> Chart | None:
     for name in _panels(layout):
         both = {"output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"}  # an import may not know its GPUs
         cells = [p for p in layout.placed if p.panel == name and both <= set(p.summary.estimates)]
+        cells.sort(key=lambda p: p.x)  # a line goes from load to load, in whatever order the sweep has them
         xy = [
             (
                 p.summary.estimates["output_tokens_per_s_per_user"].value,

@@ -296,7 +296,7 @@ def test_two_machines_are_told_apart(predicted: tuple[Path, Path], tmp_path: Pat
 
 
 def test_a_predicted_host_cpu_is_the_one_measured_beside_it(tmp_path: Path) -> None:
-    sweep = {"points": [{"batch_size": 1}, {"batch_size": 4}, {"batch_size": 4, "isl": 384}]}
+    sweep = {"points": [{"batch_size": 4}, {"batch_size": 1}, {"batch_size": 4, "isl": 384}]}
     xeon = {"cpu": "Xeon", "devices": ["cpu"]}
     ours, _ = write_experiment(
         tmp_path, experiment(name="host", sweep=sweep), origin="measured", num_gpus=0, repeats=1, fingerprint=xeon
@@ -306,6 +306,8 @@ def test_a_predicted_host_cpu_is_the_one_measured_beside_it(tmp_path: Path) -> N
     report, _, layout = build(ours, beside=[theirs])
     assert layout.lines == ("TP 1 (measured)", "TP 1 (simulated)")
     assert len({p.color for p in layout.placed}) == 1
+    front = next(c for c in report.charts if c.name == "interactivity")
+    assert [p.note for p in front.panels[0].lines[0].points] == ["1", "4"]
     # a cell that leaves an axis alone is named by the fixed part's value, which one other cell alone sweeps
     assert layout.panels == ("ISL 1024", "ISL 384")
     table = next(t for t in report.tables if t.name == "throughput")
