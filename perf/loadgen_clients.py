@@ -51,6 +51,7 @@ class Client:
     """A load generator. ``skip_reason`` is set when it cannot be had here."""
 
     name = ""
+    max_rounds = 1  # how often a case is measured at most
     num_single = 400  # requests of a single token that its cost per request is taken from
 
     def prepare(self) -> str:
@@ -69,6 +70,7 @@ class Client:
 
 class Ours(Client):
     name = "tokenyield"
+    max_rounds = 3
     num_single = 8000
 
     def prepare(self) -> str:
@@ -115,6 +117,7 @@ class Ours(Client):
 
 class InC(Client):
     name = "C (epoll)"
+    max_rounds = 3
     num_single = 8000
 
     def prepare(self) -> str:
@@ -181,6 +184,7 @@ def make_hub_cache(folder: Path) -> Path:
 
 class VllmBench(Client):
     name = "vllm bench serve"
+    max_rounds = 3
 
     def prepare(self) -> str:
         from bench.engines.vllm_versions import installed_version
