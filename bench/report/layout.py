@@ -61,6 +61,8 @@ class Placed:
     @property
     def load_text(self) -> str:
         """The kind of load with its level, for where several kinds stand together: "closed loop, 4 in flight"."""
+        if self.level == LOAD_UNKNOWN:
+            return self.x_text
         return _LOAD_TEXTS.get(self.level, self.level.replace("_", " ") + " {}").format(self.x_text)
 
 
