@@ -22,6 +22,7 @@ _LEVEL_TITLES = {
 _LINE_AXES = ("gpu", "tensor_parallel_size")
 _TITLES = {"shape": "ISL/OSL", "isl": "ISL", "osl": "OSL", "model": "", "kind": ""}
 _HOST = "CPU"
+_LENGTHS = ("isl", "osl")
 NOT_SAID = object()  # a cell's value on an axis that its experiment has not; None is a value ("no quantization")
 _DEVICE_UNKNOWN = "device unknown"  # an import that does not say
 #: What a load axis belongs to, where one report holds several.
@@ -121,7 +122,13 @@ def axis_value(facts: RunFacts, name: str) -> Any:
     found: Any = facts.spec.model_dump(mode="json") if facts.spec is not None else NOT_SAID
     for key in axis_path(name):
         found = found.get(key, NOT_SAID) if isinstance(found, dict) else NOT_SAID
-    return found["tokens"] if isinstance(found, dict) and found.get("kind") == "fixed" else found
+    if isinstance(found, dict):
+        if axis_tail(name) not in _LENGTHS:
+            return (
+                NOT_SAID  # a whole section, such as the engine: it holds other axes, and is no value to tell cells by
+            )
+        return found["tokens"] if found.get("kind") == "fixed" else found
+    return found
 
 
 def varying_axes(cells: Sequence[RunFacts]) -> list[str]:
