@@ -279,10 +279,12 @@ def _gpu_uuids(num_ranks: int) -> tuple[str, ...]:
     """The GPUs that the server will hold; none where there is no NVIDIA driver."""
     try:
         import pynvml
-
+    except ImportError:
+        return ()
+    try:
         pynvml.nvmlInit()
         pynvml.nvmlShutdown()
-    except Exception:
+    except pynvml.NVMLError:
         return ()
     return vllm_setup.gpu_uuids(num_ranks)
 
