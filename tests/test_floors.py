@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    {"units", "errors", "records"},
+    {"units", "errors", "records", "priority"},
     {"catalog"},
     {"config"},
     {"workload", "load", "telemetry", "roofline", "store", "provenance"},

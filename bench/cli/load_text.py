@@ -61,9 +61,10 @@ def honesty_lines(client: dict[str, Any]) -> list[str]:
         return []
     late, lag = client.get("send_lateness") or {}, client.get("loop_lag") or {}
     cpu = ", ".join(f"{share:.0%}" for share in client.get("cpu_share", ()))
+    priority = "real-time" if client.get("real_time") else "ordinary"
     capacity = client.get("capacity_chunks_per_s")
     lines = [
-        f"  client: {client['num_processes']} process(es), {cpu} of a core, stamps by the {client['stamps']}, "
+        f"  client: {client['num_processes']} process(es), {cpu} of a core at {priority} priority, stamps by the {client['stamps']}, "
         f"answers read by the {_PATHS.get(client.get('receive_path', ''), client.get('receive_path', 'event loop'))}",
         f"  {_lateness(late)}event loop late by {_time(lag.get('p99_s'))} p99",
     ]

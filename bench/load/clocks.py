@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import ctypes.util
 import os
-import platform
 import socket
 import struct
 import sys
@@ -159,22 +158,3 @@ class DeadlineTimer:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
-_SHORT_SLICE_NS = 100_000  # the least that the kernel takes
-
-
-def ask_for_short_slices() -> bool:
-    """Ask the scheduler (EEVDF, Linux 6.12 on) for short time slices: this process then runs sooner after it is woken,
-    and has to yield sooner, too. It gets no more CPU than before, and needs no privilege. Older kernels ignore it.
-
-    Returns whether the kernel took it.
-    """
-    number = _SCHED_SETATTR.get(platform.machine())
-    if number is None or not sys.platform.startswith("linux"):
-        return False
-    # struct sched_attr, version 0 (48 bytes): size, policy SCHED_OTHER, flags, nice, priority, runtime, deadline, period
-    attr = struct.pack("<IIQiIQQQ", 48, 0, 0, os.nice(0), 0, _SHORT_SLICE_NS, 0, 0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    return libc.syscall(ctypes.c_long(number), ctypes.c_long(0), ctypes.c_char_p(attr), ctypes.c_long(0)) == 0

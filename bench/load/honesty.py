@@ -53,6 +53,7 @@ class Honesty:
         receive_path: what read the answers: "compiled", or "event loop" with the reason in brackets.
         compiled_ratio: share of the answers that the compiled path read from head to end; the others had something that
             it leaves to the event loop (errors, other framings).
+        real_time: whether the sending processes ran before ordinary ones (``bench.priority``).
         prepare_s: time that loading (the first time: compiling) that path took, before the clock started.
         notes: what was not as it should be, but changed no number, and why not.
         checked_tokens_ratio: share of the good requests whose count was compared with the server's ``usage``.
@@ -85,6 +86,7 @@ class Honesty:
     compiled_ratio: float | None = None
     prepare_s: float = 0.0
     notes: tuple[str, ...] = ()
+    real_time: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,7 +121,13 @@ def assess(
     stamps = "kernel" if kernel == stamped and stamped else "mixed" if kernel else "user"
     merged = sum(f["num_first_merged"] for f in facts) / streamed if streamed else None
     reasons = _reasons(schedule, cpu, lateness, rate, len(facts), capacity_chunks_per_s)
+    real_time = bool(facts) and all(f["real_time"] for f in facts)
     harm, notes = _judge_lag(schedule, loop_lag, Quantiles.of(read), stamps, merged)
+    if harm and not real_time:
+        harm[-1] += (
+            ". The sending processes ran at ordinary priority: allow them real-time priority (root, CAP_SYS_NICE or "
+            "`ulimit -r 1`), or keep cores free of the engine for them"
+        )
     reasons += harm
     return Honesty(
         client_limited=bool(reasons),
@@ -149,6 +157,7 @@ def assess(
         compiled_ratio=sum(f["num_compiled"] for f in facts) / stamped if stamped else None,
         prepare_s=max((f["prepare_s"] for f in facts), default=0.0),
         notes=tuple(notes),
+        real_time=real_time,
     )
 
 

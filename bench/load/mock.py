@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from bench.errors import BadInput, BenchError
-from bench.load.clocks import ask_for_short_slices, enable_kernel_stamps
+from bench.load.clocks import enable_kernel_stamps
 from bench.load.mock_api import hashed_id
 from bench.load.mock_config import FAULT_KINDS, Delay, Fault, MockConfig
 from bench.load.mock_server import LOG_HEAD, Server
+from bench.priority import ask_for_short_slices
 
 __all__ = ["Delay", "Fault", "MockConfig", "Truth", "hashed_id", "read_truth", "running_mock", "serve"]
 

@@ -25,13 +25,14 @@ import numpy as np
 
 from bench.errors import BenchError
 from bench.load.client import Client
-from bench.load.clocks import ClockOffsets, ask_for_short_slices
+from bench.load.clocks import ClockOffsets
 from bench.load.compiled_reads import load_kernels
 from bench.load.control import Control, State, Stop, serve_state
 from bench.load.parse import Asked, parse_outcome
 from bench.load.share import Limits, Share
 from bench.load.spill import SpillWriter, read_spill
 from bench.load.target import Address, Target, tls_context
+from bench.priority import ask_for_short_slices, real_time
 
 #: Chunk columns go to disk in blocks of about this many rows.
 _BLOCK_ROWS = 1 << 20
@@ -128,7 +129,7 @@ class Worker:
             num_connections=spec.most_connections,
         )
         try:
-            with frozen_gc():
+            with frozen_gc(), real_time() as prompt:
                 cpu, wall = loop.run_until_complete(self._live(client))
         finally:
             client.close()
@@ -140,6 +141,7 @@ class Worker:
             "rank": self.rank,
             "event_loop": loop_name,
             "receive_path": path,
+            "real_time": prompt,
             "prepare_s": prepare_s,
             "num_compiled": client.reads.num_responses if client.reads is not None else 0,
             "cpu_s": cpu / 1e9,

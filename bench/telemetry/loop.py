@@ -11,10 +11,8 @@ import contextlib
 import gc
 import json
 import os
-import platform
 import select
 import signal
-import struct
 import sys
 import time
 from array import array
@@ -23,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.priority import ask_for_short_slices, real_time
 from bench.telemetry.columns import SampleWriter, warm_up
 from bench.telemetry.source import CPU_DEVICE, Rates, Source, Tick
 
 _PR_SET_TIMERSLACK = 29
-_SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
-_SLICE_NS = 100_000
 _FLUSH_S = 1.0
 
 
@@ -183,12 +180,7 @@ def _prepare_process(loop: Loop) -> None:
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # ns; the default of 50 us is most of the jitter
-        system_call = _SYS_SCHED_SETATTR.get(platform.machine())
-        if system_call is not None:
-            # Short slices of time: since Linux 6.12 a task that asks for less at a time is served sooner, without any
-            # privilege and without a larger share. Older kernels ignore it.
-            attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, os.nice(0), 0, _SLICE_NS, 0, 0)
-            library.syscall(system_call, 0, attributes, 0)
+        ask_for_short_slices()
     warm_up()
     gc.collect()
     gc.freeze()
@@ -232,9 +224,10 @@ def main() -> int:
     loop = Loop(sources, writer, rates, t0_s)
     _prepare_process(loop)
     _answer({"ready": True, "devices": [d for s in sources for d in s.devices]})
-    loop.run(0)
+    with real_time() as allowed:
+        loop.run(0)
     writer.close(*clock_pair_ns())
-    _answer({"stats": loop.stats()})
+    _answer({"stats": {**loop.stats(), "real_time": allowed}})
     for source in sources:
         source.close()
     return 0
