@@ -8,7 +8,9 @@ The time of a step is taken as
 where the three tables in brackets are those of the uncalibrated model (``bench/sim/step_time.py``) and every coefficient
 is bounded from below by zero. On a device with efficiency curves a ridge pulls each coefficient towards the
 uncalibrated model by as much as the data leave open; on a device without (a host CPU) the data alone decide. Relative
-residuals are weighed robustly, so that a stray slow step does not bend the fit.
+residuals are weighed robustly, so that a stray slow step does not bend the fit. That makes it a fit of the *median* step,
+while rates follow from the *mean*, which the longer tail of slow steps raises by some percent: the whole is therefore
+raised to the total time of the recorded steps, of which none counts for more than three times its fitted time.
 
 The error that is reported is cross-validated: each cell (or, with one cell, each fifth of its steps) is predicted by a
 fit that never saw it. Recordings that cannot tell the coefficients apart are refused with what to run in addition.
@@ -37,6 +39,9 @@ _PRIOR_SIGMA = np.array([0.3, 0.5, 0.5, 3e-3, 5e-5, 5e-6, 1e-2])
 _RIDGE_STEPS = 20.0  # the ridge weighs as much as this many steps
 _MIN_STEPS, _MIN_PREFILL_STEPS, _MIN_BATCHES = 60, 5, 3
 _MAX_STEPS = 40_000
+_MOST_OF_A_STEP = (
+    3.0  # slower than this many times its fitted time is an accident of the machine, not the engine's tail
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,13 @@ def solve(matrix: np.ndarray, time_s: np.ndarray, with_prior: bool) -> np.ndarra
     return np.asarray(x)
 
 
+def fit(matrix: np.ndarray, time_s: np.ndarray, with_prior: bool) -> np.ndarray:
+    """:func:`solve`, raised from the median step to the mean one: the parameters that add up to the recorded time."""
+    x = solve(matrix, time_s, with_prior)
+    fitted = matrix @ x
+    return np.asarray(x * (np.minimum(time_s, _MOST_OF_A_STEP * fitted).sum() / fitted.sum()))
+
+
 def check_determined(steps: Steps, with_prior: bool) -> None:
     """Raises BadInput, with what to record in addition, where the steps cannot decide the parameters."""
     decode_only = steps.prefill_requests == 0
@@ -206,7 +218,7 @@ def cross_validate(matrix: np.ndarray, steps: Steps, with_prior: bool) -> dict[s
     cells = {}
     for number, name in names.items():
         out = groups == number
-        x = solve(matrix[~out], steps.time_s[~out], with_prior)
+        x = fit(matrix[~out], steps.time_s[~out], with_prior)
         predicted[out] = matrix[out] @ x
         cells[name] = float(predicted[out].sum() / steps.time_s[out].sum() - 1.0)
     ape = np.abs(predicted / steps.time_s - 1.0)
@@ -303,7 +315,7 @@ def calibrate(runs: Sequence[RunReader], name: str) -> Profile:
     steps = steps_of_runs(runs)
     check_determined(steps, with_prior)
     matrix = design(steps, array)
-    x = solve(matrix, steps.time_s, with_prior)
+    x = fit(matrix, steps.time_s, with_prior)
     before, after = request_overheads(runs)
     engine = runs[0].manifest.get("engine") or {}
     return Profile(
@@ -327,7 +339,9 @@ def request_overheads(runs: Sequence[RunReader]) -> tuple[float, float]:
 
     Before: the 5 % quantile of (queued - sent). An engine takes requests in between two steps, so that the rest of that
     time is the wait for a running step, which the simulation contains. After: the median of (client's first token -
-    engine's).
+    engine's); exactly 0 offline, where the engine's own time is the client's.
+
+    Neither can be negative on one clock. Raises BadInput for records that say so: they would bend every TTFT unseen.
     """
     before, after = [], []
     for run in runs:
@@ -337,7 +351,14 @@ def request_overheads(runs: Sequence[RunReader]) -> tuple[float, float]:
                     before.append(r.queued_s - r.sent_s)
                 if r.first_token_s is not None and r.engine_first_token_s is not None:
                     after.append(r.first_token_s - r.engine_first_token_s)
-    return (
-        max(0.0, float(np.quantile(before, 0.05))) if before else 0.0,
-        max(0.0, float(np.median(after))) if after else 0.0,
-    )
+    found = (float(np.quantile(before, 0.05)) if before else 0.0, float(np.median(after)) if after else 0.0)
+    for seconds, what in zip(
+        found, ("reached its queue before they were sent", "had tokens after the client"), strict=True
+    ):
+        if seconds < 0:
+            raise BadInput(
+                f"the engine's times are not on the client's clock: by them requests {what} ({1e3 * seconds:.3g} ms)",
+                where=str(runs[0].folder),
+                next_step="calibrate on runs whose engine ran on the client's host",
+            )
+    return found

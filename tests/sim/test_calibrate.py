@@ -16,7 +16,7 @@ from bench.cli.calibrate import command
 from bench.errors import BadInput
 from bench.records import EngineInfo, EngineStep, RequestRecord
 from bench.sim import step_time_kernel as kernel
-from bench.sim.calibrate import base_array, calibrate, design, solve, steps_of_runs
+from bench.sim.calibrate import base_array, calibrate, design, fit, request_overheads, solve, steps_of_runs
 from bench.sim.profile import PARAMETERS, Layout, load_profile, save_profile
 from bench.sim.step_time import build_step_time
 from bench.store import RunReader, RunWriter
@@ -125,6 +125,32 @@ def test_a_stray_slow_step_does_not_bend_the_fit(runs: list[RunReader]) -> None:
     slow = steps.time_s.copy()
     slow[::25] *= 10
     assert np.median(np.abs(matrix @ solve(matrix, slow, False) / clean - 1)) < 0.03
+
+
+def test_the_fit_adds_up_to_the_recorded_time_and_not_to_the_median_step(runs: list[RunReader]) -> None:
+    """Rates follow from the mean step. A tail of slow steps raises it; an accident counts for three steps, not for forty."""
+    steps = steps_of_runs(runs)
+    matrix = design(steps, base_array(CPU)[0])
+    clean = float((matrix @ fit(matrix, steps.time_s, False)).sum())
+    assert clean == pytest.approx(steps.time_s.sum(), rel=0.01)
+    tail, accident = steps.time_s.copy(), steps.time_s.copy()
+    tail[::10] *= 1.5
+    accident[::40] *= 40
+    assert (matrix @ fit(matrix, tail, False)).sum() == pytest.approx(tail.sum(), rel=0.01)
+    assert (matrix @ solve(matrix, tail, False)).sum() < 0.97 * tail.sum()
+    assert (matrix @ fit(matrix, accident, False)).sum() == pytest.approx(clean * (1 + 2 / 40), rel=0.02)
+
+
+def test_an_engine_on_another_clock_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 4, 64)
+    lines = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    for shifted, what in (
+        ({"queued_s": -2.0}, "before they were sent"),
+        ({"engine_first_token_s": 5.0}, "after the client"),
+    ):
+        (folder / "requests.jsonl").write_text("".join(json.dumps({**line, **shifted}) + "\n" for line in lines))
+        with pytest.raises(BadInput, match=f"not on the client's clock.*{what}"):
+            request_overheads([RunReader.open(folder)])
 
 
 def test_parameters_are_never_negative(runs: list[RunReader]) -> None:
