@@ -83,7 +83,7 @@ def command(
     archs = load_archs([t.cell.spec.model for t in wanted])
     done = []
     for predicted in predict(
-        loaded, wanted, folder, archs, collect(), profile=own, kernels=Path(kernels) if kernels else None, repeats=repeats
+        loaded, wanted, folder, archs, collect(), kernels=Path(kernels) if kernels else None, repeats=repeats
     ):  # fmt: skip
         row = _row(predicted)
         done.append(row)

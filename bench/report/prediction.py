@@ -163,20 +163,30 @@ def _intervals(s: Summary) -> dict[str, _Stated]:
 def _fitted(guess: Summary, truth: Summary) -> str:
     """ "yes", "no" or "part of its runs": whether the profile was fitted on the measured runs; "" without a profile."""
     engine = guess.facts.spec.engine if guess.facts.spec is not None else None
-    if not isinstance(engine, SimulatedEngine) or not engine.profile:
+    named = engine.profile if isinstance(engine, SimulatedEngine) else None
+    used = _runs_of_manifest(guess)
+    if used is None and not named:
         return ""
-    used = _runs_of_profile(Path(engine.profile), guess)
+    if used is None and named:
+        used = _runs_of_file(Path(named), guess)
     if used is None:
         return "not known"
     own = [f"{truth.experiment}/{truth.cell_id}/{r.run}" in used for r in truth.runs]
     return "yes" if all(own) else "part of its runs" if any(own) else "no"
 
 
-def _runs_of_profile(path: Path, guess: Summary) -> frozenset[str] | None:
-    """The runs that the profile was fitted on; None where it cannot be read, or is not the one that was predicted with.
+def _runs_of_manifest(guess: Summary) -> frozenset[str] | None:
+    """The runs that the profile was fitted on, as the prediction itself kept them; None where it used none or is older."""
+    kept = _simulated(guess).get("profile")
+    runs = kept.get("runs") if isinstance(kept, dict) else None
+    return frozenset(str(run) for run in runs) if isinstance(runs, list) else None
 
-    The manifest names the profile's file and what it said of itself, not the runs: a file written after the prediction, or
-    with another text, is another profile.
+
+def _runs_of_file(path: Path, guess: Summary) -> frozenset[str] | None:
+    """The same for a prediction whose manifest does not keep them: from the profile's file, if that is still the same one.
+
+    Such a manifest names the file and what it said of itself: a file written after the prediction, or with another text, is
+    another profile. None where there is no file, or another one.
     """
     from bench.sim.profile import load_profile
 
@@ -215,7 +225,8 @@ def _note(pairs: Sequence[_Pair], shown: Sequence[tuple[str, str | None]]) -> st
         text += " A cell that the profile was fitted on shows how well the fit holds, not how well it predicts."
     if any(p.fitted == "not known" for p in pairs):
         text += (
-            " Which runs the profile was fitted on is not known: its file is not there, or has been written anew since."
+            " Which runs the profile was fitted on is not known: the predicted runs do not say (older versions kept only its "
+            "path), and its file is not there, or has been written anew since."
         )
     return text
 

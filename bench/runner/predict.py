@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.catalog.arch import ModelArch
-from bench.catalog.hardware import Hardware
+from bench.catalog.hardware import Hardware, load_hardware
 from bench.config.experiment import CellSpec, EndpointEngine, Experiment, FleetSpec, TraceLoad, mean_length_tokens
 from bench.config.experiment import SimulatedEngine as SimulatedSpec
 from bench.config.loading import LoadedExperiment, model_digest
@@ -23,6 +23,7 @@ from bench.runner.one_run import RunContext, base_manifest
 from bench.runner.results import read_plan, write_resolved
 from bench.runner.schedules import build_schedule
 from bench.sim.fleets import FleetShape
+from bench.sim.profile import load_profile
 from bench.sim.setup import EngineSetup, engine_setup
 from bench.store import RunReader, RunWriter, list_runs, run_folder_name
 from bench.workload.synthetic import repeat_seed
@@ -71,7 +72,7 @@ def targets(
             own = engine.fleet if isinstance(engine, SimulatedSpec) else FleetSpec()
             kind = SimulatedSpec(
                 kind="simulated", gpu=hardware.name, args=measured.spec.engine_args,
-                profile=str(profile) if profile else None, fleet=fleet or own,
+                profile=str(profile) if profile else _own_profile(engine, hardware), fleet=fleet or own,
             )  # fmt: skip
             spec = measured.spec.model_copy(update={"engine": kind})
             axes = {**measured.axes_dict(), "gpu": hardware.name}
@@ -82,17 +83,22 @@ def targets(
     return list(out.values())
 
 
-def _own_gpu(loaded: LoadedExperiment, cell: Cell) -> Hardware:
-    from bench.catalog.hardware import load_hardware
+def _own_profile(engine: Any, hardware: Hardware) -> str | None:
+    """The profile that a simulated experiment names, on the GPU that it names; it says nothing about another."""
+    if not isinstance(engine, SimulatedSpec) or engine.profile is None:
+        return None
+    return engine.profile if load_hardware(engine.gpu).name == hardware.name else None
 
+
+def _own_gpu(loaded: LoadedExperiment, cell: Cell) -> Hardware:
     gpu = getattr(cell.spec.engine, "gpu", None)
     if gpu is None:
         raise BadInput("name the GPUs to predict", where="--gpu", next_step="e.g. --gpu H100-SXM,A100-80-SXM")
     return load_hardware(gpu)
 
 
-def setup_of(target: Target, arch: ModelArch, profile: Path | None, kernels: Path | None) -> EngineSetup:
-    """The engine that would serve the target's cell."""
+def setup_of(target: Target, arch: ModelArch, kernels: Path | None) -> EngineSetup:
+    """The engine that would serve the target's cell, calibrated by the profile that the cell names."""
     spec, served = target.cell.spec, target.measured.spec
     assert isinstance(spec.engine, SimulatedSpec)
     shape = FleetShape(**spec.engine.fleet.model_dump())
@@ -102,7 +108,7 @@ def setup_of(target: Target, arch: ModelArch, profile: Path | None, kernels: Pat
         target.hardware,
         spec.engine_args,
         usage="llm" if spec.load.kind == "offline" and served.engine.kind != "vllm_server" else "server",
-        profile=profile,
+        profile=Path(spec.engine.profile) if spec.engine.profile else None,
         kernels=kernels,
         typical_tokens=max(2, int(typical)),
         over_http=served.engine.kind == "vllm_server" or shape.num_engines > 1,
@@ -117,14 +123,14 @@ def predict(
     archs: dict[str, Any],
     provenance: dict[str, Any],
     *,
-    profile: Path | None = None,
     kernels: Path | None = None,
     repeats: int | None = None,
 ) -> Iterator[Predicted]:
     """Simulate every target and store its runs under ``folder``; earlier predictions of the same cell are replaced.
 
     Earlier ones of other GPUs or fleets stay beside them, as long as the experiment still has what they predict and they rest
-    on the same profile. A cell that vLLM could not run (it does not fit, a refused argument) is reported with its reason, not raised.
+    on the same profile (the same fit, not only the same file name). A cell that vLLM could not run (it does not fit, a refused
+    argument) is reported with its reason, not raised.
     """
     name = f"{loaded.experiment.name}.predicted"[:80]
     experiment = loaded.experiment.model_copy(update={"name": name})
@@ -139,32 +145,46 @@ def predict(
                 next_step="use a catalogue name (`bench catalog`) or a folder with its config.json",
             )
         try:
-            setup = setup_of(target, arch, profile, kernels)
+            setup = setup_of(target, arch, kernels)
         except BenchError as e:
             refused[target.cell.cell_id] = str(e)
             yield Predicted(target, None, (), str(e), time.monotonic() - begin)
             continue
         runs = _simulate_cell(experiment, target, setup, folder, loaded.path.parent, provenance, repeats)
         yield Predicted(target, setup, runs, None, time.monotonic() - begin)
-    write_resolved(folder, experiment, (*_earlier(folder, loaded, wanted, profile), *(t.cell for t in wanted)), refused)
+    write_resolved(folder, experiment, (*_earlier(folder, loaded, wanted), *(t.cell for t in wanted)), refused)
 
 
-def _earlier(folder: Path, loaded: LoadedExperiment, wanted: Sequence[Target], profile: Path | None) -> list[Cell]:
+def _earlier(folder: Path, loaded: LoadedExperiment, wanted: Sequence[Target]) -> list[Cell]:
     """Cells predicted by earlier calls that still belong beside ``wanted``."""
     try:
         _, cells, _, _ = read_plan(folder)
     except BenchError:
         return []
     new, current = {t.cell.cell_id for t in wanted}, {c.cell_id for c in loaded.cells}
+    fits = {path: _fit_of(path) for path in {_profile_of(t.cell) for t in wanted}}
     kept = []
     for cell in cells:
-        engine = cell.spec.engine
-        same = isinstance(engine, SimulatedSpec) and engine.profile == (str(profile) if profile else None)
-        if cell.cell_id in new or not same:
+        path = _profile_of(cell)
+        if cell.cell_id in new or path not in fits:
             continue
-        if any(r.manifest.get("predicts", {}).get("cell_id") in current for r in list_runs(folder / cell.cell_id)):
+        runs = [r for r in list_runs(folder / cell.cell_id) if r.manifest.get("predicts", {}).get("cell_id") in current]
+        used = [(r.manifest.get("simulated") or {}).get("profile") or {} for r in runs]
+        if runs and all(u.get("sha256") in (None, fits[path]) for u in used):  # older versions kept no fingerprint
             kept.append(cell)
     return kept
+
+
+def _profile_of(cell: Cell) -> str | None:
+    return cell.spec.engine.profile if isinstance(cell.spec.engine, SimulatedSpec) else None
+
+
+def _fit_of(path: str | None) -> str | None:
+    """The fingerprint of the profile at ``path``; None for none, and for one that cannot be read."""
+    try:
+        return load_profile(Path(path)).fingerprint() if path else None
+    except BenchError:
+        return None
 
 
 def _simulate_cell(

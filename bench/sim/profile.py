@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -64,6 +65,25 @@ class Profile:
     @property
     def source(self) -> str:
         return f"calibrated on {len(self.runs)} recorded runs of {self.layout.model} on {self.layout.hardware} (profile {self.name})"
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over everything the profile holds: equal for equal contents, wherever and however the file lies."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def provenance(self, path: str | None = None) -> dict[str, Any]:
+        """What the manifest of a prediction keeps of the profile that it used; ``path`` is where it lay then.
+
+        ``runs`` are those that it was fitted on, so that nobody needs the file to tell a fit from a prediction.
+        """
+        return {
+            "name": self.name,
+            "path": path,
+            "sha256": self.fingerprint(),
+            "created_utc": self.created_utc,
+            "engine_version": self.engine_version,
+            "num_steps": self.num_steps,
+            "runs": list(self.runs),
+        }
 
     def adjustments(self) -> dict[int, float]:
         """Header positions of ``step_time_kernel`` and their calibrated values.

@@ -64,6 +64,7 @@ class EngineSetup:
         num_replicas: data-parallel ranks of one engine.
         ignored: engine arguments that are given and not simulated.
         shape: how many such engines there are, behind what router.
+        profile: what a manifest keeps of the calibration behind ``step_time`` (``Profile.provenance``); None without one.
     """
 
     model: ModelArch
@@ -78,6 +79,7 @@ class EngineSetup:
     ignored: tuple[str, ...]
     over_http: bool = True
     shape: FleetShape = ONE_ENGINE
+    profile: dict[str, Any] | None = None
 
     @property
     def num_gpus(self) -> int:
@@ -112,6 +114,7 @@ class EngineSetup:
             "scheduler_proved_against_vllm": PROVED_AGAINST_VLLM,
             "step_time_source": self.step_time.source,
             "step_time_trust": self.step_time.trust,
+            "profile": self.profile,
             "kv_source": self.kv_source,
             "kv_cache_bytes": self.memory.kv_cache_bytes,
             "kv_uncertain_bytes": self.memory.uncertain_bytes,
@@ -155,6 +158,7 @@ def engine_setup(
         DoesNotFit: weights or KV cache exceed the memory. BadInput: arguments that vLLM would refuse.
     """
     args = {k: v for k, v in args.items() if v is not None}
+    path = str(profile) if isinstance(profile, Path) else None
     if isinstance(profile, Path):
         profile = load_profile(profile)
     tp, pp = int(args.get("tensor_parallel_size", 1)), int(args.get("pipeline_parallel_size", 1))
@@ -181,8 +185,9 @@ def engine_setup(
     dp = int(args.get("data_parallel_size", 1))
     http = usage == "server" if over_http is None else over_http
     return EngineSetup(
-        model, hardware, dict(args), usage, memory, config, step_time, source, dp, ignored, http, shape or ONE_ENGINE
-    )
+        model, hardware, dict(args), usage, memory, config, step_time, source, dp, ignored, http, shape or ONE_ENGINE,
+        None if profile is None else profile.provenance(path),
+    )  # fmt: skip
 
 
 def _memory(

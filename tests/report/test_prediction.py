@@ -22,14 +22,25 @@ def profile_on(runs: tuple[str, ...], created_utc: str = "2026-01-01T00:00:00+00
     )
 
 
-def laid_over(folder: Path, profile: Profile | None = None, gpu: str = "H100-SXM", **manifest: Any) -> Table | None:
-    """The table of a measured experiment and a prediction of it, two cells each."""
+def laid_over(
+    folder: Path,
+    profile: Profile | None = None,
+    gpu: str = "H100-SXM",
+    kept: dict[str, Any] | None = None,
+    **manifest: Any,
+) -> Table | None:
+    """The table of a measured experiment and a prediction of it, two cells each.
+
+    ``profile`` is the file that the prediction's cells name, ``kept`` what its manifests keep of the one that they used.
+    """
     ours, _ = write_experiment(folder / "m", experiment(name="synthetic", sweep=SWEEP), repeats=1, origin="measured")
     engine: dict[str, Any] = {"kind": "simulated", "gpu": gpu}
     simulated: dict[str, Any] = {"intervals": {"output_tokens_per_s": WIDE, "tpot": NARROW}}
     if profile is not None:
         engine["profile"] = str(save_profile(profile, folder / "profiles"))
         simulated["step_time_source"] = profile.source
+    if kept is not None:
+        simulated["profile"] = kept
     guess = experiment(name="guess", sweep=SWEEP, engine=engine)
     theirs, _ = write_experiment(folder / "s", guess, repeats=1, seed=3, noise=0.05, simulated=simulated, **manifest)
     report, _, _ = build(ours, beside=[theirs])
@@ -70,7 +81,24 @@ def test_a_profile_written_since_tells_nothing(tmp_path: Path) -> None:
     table = laid_over(tmp_path, profile_on(("synthetic/a/b",), created_utc="2026-12-01T00:00:00+00:00"))
     assert table is not None
     assert column(table, "Profile fitted on this cell") == ["not known", "not known"]
-    assert "is not known: its file is not there" in table.note and "never saw" not in table.note
+    assert "is not known" in table.note and "its file is not there, or has been written anew" in table.note
+    assert "never saw" not in table.note
+
+
+def test_a_prediction_keeps_what_its_profile_was_fitted_on(tmp_path: Path) -> None:
+    """The file moved, refitted since, or never at hand: the manifest says it."""
+    ours, cells = write_experiment(tmp_path / "x", experiment(name="synthetic", sweep=SWEEP), repeats=1)
+    seen = next((ours / cells[0].cell_id).iterdir()).name
+    used = profile_on((f"synthetic/{cells[0].cell_id}/{seen}",)).provenance("results/profiles/cal.json")
+    assert used["name"] == "cal" and len(used["sha256"]) == 64
+    gone = laid_over(tmp_path / "gone", kept=used)
+    refitted = laid_over(tmp_path / "refitted", profile_on((), created_utc="2026-12-01T00:00:00+00:00"), kept=used)
+    for table in (gone, refitted):
+        assert table is not None
+        assert column(table, "Profile fitted on this cell") == ["yes", "no"]
+        assert "is not known" not in table.note
+    damaged = laid_over(tmp_path / "damaged", kept={"runs": 7})
+    assert damaged is not None and "Profile fitted on this cell" not in [c.title for c in damaged.columns]
 
 
 def test_another_device_or_fleet_is_no_prediction_of_this(tmp_path: Path) -> None:
