@@ -19,7 +19,7 @@ from bench.errors import BenchError, StoreError
 from bench.records import EngineInfo, RequestRecord, Schedule
 from bench.runner.schedules import build_schedule
 from bench.runner.telemetry import loaded_idle_power, sampled
-from bench.store import ENGINE_LOG, TELEMETRY, RunWriter, run_folder_name, utc_now_text
+from bench.store import ENGINE_LOG, TELEMETRY, RunWriter, run_folder_name, utc_now_text, warm_up
 from bench.workload.synthetic import repeat_seed
 
 #: Between the sampler's start and the run's zero: idle readings of the loaded engine (2 s = 20 counter periods) once per
@@ -160,6 +160,7 @@ def _measure(
     started: float,
 ) -> RunResult:
     limits = context.experiment.limits
+    warm_up()
     lead_s = IDLE_BASELINE_S if context.first_of_engine and context.info.num_gpus else LEAD_S
     t0 = time.monotonic() + lead_s
     writer.update_manifest(

