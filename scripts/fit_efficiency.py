@@ -12,6 +12,7 @@ into the file.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def robust_fit(matrix: sparse.csr_matrix, target: np.ndarray, knots: list[np.nda
 def fit_curve(
     axes: list[str],
     shape: list[np.ndarray],
-    knots: list[list[float]],
+    knots: Sequence[Sequence[float]],
     sol_s: np.ndarray,
     time_s: np.ndarray,
     groups: np.ndarray,
@@ -148,10 +149,10 @@ def gemm_curves(table: pd.DataFrame, sheet: Sheet) -> dict[str, Curve]:
         width = 2.0 if dtype == "bfloat16" else 1.0
         peak = sheet.bf16 if dtype == "bfloat16" else sheet.fp8
         sol = np.maximum((width * n * k + width * m * k + 2 * m * n) / sheet.bandwidth, 2 * m * n * k / peak)
-        m_knots = [0, 2, 4, 5, 6, 6.3, 7, 7.25, 8, 8.25, 9, 10, 11, 13, 15]
+        m_knots: list[float] = [0, 2, 4, 5, 6, 6.3, 7, 7.25, 8, 8.25, 9, 10, 11, 13, 15]
         if len(rows) < 20000:
             m_knots = [0, 2, 4, 5, 6, 7, 8, 9, 10, 11, 13]
-        knots = [m_knots, [7, 9, 10, 11, 12, 13, 14, 16], [7, 9, 10, 11, 12, 13, 14, 16]]
+        knots: list[list[float]] = [m_knots, [7, 9, 10, 11, 12, 13, 14, 16], [7, 9, 10, 11, 12, 13, 14, 16]]
         print("  gemm", name)
         groups = (n * 100003 + k).astype(np.int64)
         curves[f"gemm.{name}"] = fit_curve(
@@ -236,7 +237,7 @@ def moe_curves(table: pd.DataFrame, sheet: Sheet) -> dict[str, Curve]:
         moved = touched * 3 * h * i / tp * width + t * (2 * h + 4 * k * i / tp) * 2
         peak = sheet.fp8 if name.startswith("fp8") else sheet.bf16
         sol = np.maximum(moved / sheet.bandwidth, 6 * t * k * h * i / tp / peak)
-        knots = [
+        knots: list[list[float]] = [
             [-9, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12],
             [6, 8, 9, 10, 11, 12, 14],
             [2, 3, 5, 7, 8, 9],

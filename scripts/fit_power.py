@@ -45,7 +45,8 @@ def rows() -> list[tuple[str, str, float, float, float, float]]:
             )
             period = batch / float(row["output_tok_s_total"])
             u = utilisations(coefficients, hardware, shape.features()[None, :], np.array([period]))
-            found.append((gpu, model, *(float(x[0]) for x in u), float(row["power_w_per_gpu"]) / hardware.tdp_w))
+            weights, kv, flops = (float(x[0]) for x in u)
+            found.append((gpu, model, weights, kv, flops, float(row["power_w_per_gpu"]) / hardware.tdp_w))
     return found
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     h100 = np.array([r[2:] for r in data if r[0] == "h100-sxm"])
 
     def at(x: np.ndarray) -> PowerFit:
-        return dataclasses.replace(start, **dict(zip(names, map(float, x), strict=True)))
+        return dataclasses.replace(start, **dict(zip(names, map(float, x), strict=True)))  # type: ignore[arg-type]
 
     def residuals(x: np.ndarray) -> np.ndarray:
         return np.log(power_ratio(at(x), h100[:, 0], h100[:, 1], h100[:, 2]) / h100[:, 3])
