@@ -13,7 +13,7 @@ from bench.cli.predict import ROUTING
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED
 
 
-def _numbers(text: str | None, default: tuple[Any, ...]) -> tuple[Any, ...]:
+def _numbers(text: str | None, option: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
     from bench.errors import BadInput
 
     if text is None:
@@ -26,7 +26,7 @@ def _numbers(text: str | None, default: tuple[Any, ...]) -> tuple[Any, ...]:
         elif part.isdigit() and int(part) > 0:
             out.append(int(part))
         else:
-            raise BadInput(f'expected whole numbers > 0 or "default", comma-separated, got "{text}"')
+            raise BadInput(f'expected whole numbers > 0 or "default", comma-separated, got "{text}"', where=option)
     return tuple(dict.fromkeys(out))
 
 
@@ -110,14 +110,16 @@ def command(
     if price is not None and not 0 < price < float("inf"):
         raise BadInput(f"expected a number > 0, got {price}", where="--price")
     hardware = tuple(load_hardware(name.strip()) for name in gpus.split(",") if name.strip())
+    if not hardware:
+        raise BadInput("name at least one GPU", where="--gpu", next_step="e.g. --gpu H100-SXM,A100-80-SXM")
     space = Space(
         hardware,
-        _numbers(tp, (1, 2, 4, 8)),
-        _numbers(pp, (1,)),
+        _numbers(tp, "--tp", (1, 2, 4, 8)),
+        _numbers(pp, "--pp", (1,)),
         _names(quantization),
         _names(kv_cache_dtype),
-        _numbers(max_num_seqs, (None,)),
-        _numbers(max_num_batched_tokens, (None,)),
+        _numbers(max_num_seqs, "--max-num-seqs", (None,)),
+        _numbers(max_num_batched_tokens, "--max-num-batched-tokens", (None,)),
         max_gpus,
         routing.replace("-", "_"),  # type: ignore[arg-type]
         kv_link,
@@ -137,7 +139,7 @@ def command(
     if as_json:
         click.echo(json.dumps(_json(found, objective, prices, wall_s), indent=1))
     else:
-        _print(found, objective, prices, wall_s, top, model, f"{isl}/{osl}")
+        _print(found, objective, prices, wall_s, top, f"{model} {isl}/{osl}", slo)
     return EXIT_DONE if found.ranked else EXIT_SOME_FAILED
 
 
@@ -181,28 +183,28 @@ def _line(p: Any, prices: dict[str, float]) -> str:
     cost = usd_text(usd_per_million(p, price)) if price is not None else "n/a"
     level = f"c{p.level}" if p.level else "rate"
     return (
-        f"{_describe(p):<40}{_fleet(p):>6} x{p.setup.num_gpus:<3}{level:>6}{significant(v['output_tokens_per_s']):>12}"
+        f"{_describe(p):<40}{_fleet(p):>8} x{p.setup.num_gpus:<4}{level:>6}{significant(v['output_tokens_per_s']):>12}"
         f"{significant(v['output_tokens_per_s'] / p.num_gpus):>12}{v['ttft_p50_s'] * 1e3:>10,.0f}{v['ttft_p99_s'] * 1e3:>10,.0f}"
         f"{v['tpot_p50_s'] * 1e3:>9.1f}{v['tpot_p99_s'] * 1e3:>9.1f}{cost:>10}"
     )
 
 
 def _print(
-    found: Any, objective: str, prices: dict[str, float], wall_s: float, top: int, model: str, shape: str
+    found: Any, objective: str, prices: dict[str, float], wall_s: float, top: int, what: str, slo: str | None
 ) -> None:
     from bench.sim.scheduler import PROVED_AGAINST_VLLM
     from bench.sim.search_explain import explain
 
     click.echo(
-        f"SIMULATED, nothing here was measured: {model} {shape}, best {objective} per GPU; {len(found.points)} configurations in {wall_s:.1f} s"
+        f"SIMULATED, nothing here was measured: {what}, best {objective} per GPU; {len(found.points)} configurations in {wall_s:.1f} s"
     )
     if not found.ranked:
-        click.echo("no configuration meets the SLO; the nearest:")
+        click.echo(f"no configuration {'meets the SLO' if slo else 'keeps up with the rate'}; the nearest:")
         for p in sorted(found.points, key=lambda p: p.values["ttft_p99_s"] + p.values["tpot_p99_s"])[:3]:
             click.echo(f"  {_describe(p)} x{p.num_engines} at {p.level or 'the rate'}: {p.broken}")
         return
     head = (
-        f"{'engine':<40}{'engines':>7}{'GPUs':<4}{'load':>6}{'tok/s':>12}{'per GPU':>12}{'TTFT p50':>10}{'p99 ms':>10}"
+        f"{'engine':<40}{'engines':>8} {'GPUs':<5}{'load':>6}{'tok/s':>12}{'per GPU':>12}{'TTFT p50':>10}{'p99 ms':>10}"
         f"{'TPOT p50':>9}{'p99 ms':>9}{'$/M out':>10}"
     )
     click.echo(head)

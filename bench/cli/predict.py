@@ -136,6 +136,10 @@ def _row(predicted: Any) -> dict[str, Any]:
     step_time = predicted.setup.step_time
     row |= {"step_time_source": step_time.source, "step_time_trust": step_time.trust, "num_runs": len(summaries)}
     row |= {"kv_source": predicted.setup.kv_source, "not_simulated": list(predicted.setup.ignored)}
+    row |= {
+        "num_requests": int(sum(s.counts.get("num_requests", 0) - s.counts.get("num_warmup", 0) for s in summaries))
+    }
+    row |= {"num_cut_off": sum(s.errors.get("aborted", 0) for s in summaries)}
     row |= {"fleet": cell.spec.engine.fleet.text or None, "num_gpus": predicted.setup.num_gpus}
     for key, _, metric, _ in _SHOWN:
         values = [s.values[key] for s in summaries if key in s.values]
@@ -184,8 +188,16 @@ def _print_sources(rows: list[dict[str, Any]], folder: Path, experiment: str, na
         click.echo(f"step times of {source[0]}: {source[1]}")
     for fleet, gpus in dict.fromkeys((r["fleet"], r["num_gpus"]) for r in rows if r.get("fleet")):
         click.echo(f"fleet: {fleet} ({gpus} GPUs); rates are of the whole fleet")
+    for row in rows:
+        if row.get("num_cut_off"):
+            click.echo(
+                f"{row['cell_id']}: {row['num_cut_off']:,} of {row['num_requests']:,} requests were cut off at the run's end, as "
+                "`bench run` would cut them off; latencies are those of the others"
+            )
     ignored = sorted({name for r in rows for name in r.get("not_simulated", [])})
     if ignored:
         click.echo(f"engine arguments without effect on the simulation: {', '.join(ignored)}")
+    if all(row["refused"] for row in rows):
+        return
     click.echo(f"runs: {folder}")
     click.echo(f"lay them over measured runs: bench report {experiment} --with {name}.predicted")

@@ -25,6 +25,7 @@ from bench.runner.schedules import build_schedule
 from bench.sim.fleets import FleetShape
 from bench.sim.profile import load_profile
 from bench.sim.setup import EngineSetup, engine_setup
+from bench.sim.user_kernels import read_kernel_result
 from bench.store import RunReader, RunWriter, list_runs, run_folder_name
 from bench.workload.synthetic import repeat_seed
 
@@ -135,6 +136,9 @@ def predict(
     name = f"{loaded.experiment.name}.predicted"[:80]
     experiment = loaded.experiment.model_copy(update={"name": name})
     refused: dict[str, str] = {}
+    _check_profiles(wanted, archs)
+    if kernels is not None:
+        read_kernel_result(kernels)  # what is no kernel result at all is no matter of single cells
     for target in wanted:
         begin = time.monotonic()
         arch = archs.get(target.cell.spec.model)
@@ -153,6 +157,21 @@ def predict(
         runs = _simulate_cell(experiment, target, setup, folder, loaded.path.parent, provenance, repeats)
         yield Predicted(target, setup, runs, None, time.monotonic() - begin)
     write_resolved(folder, experiment, (*_earlier(folder, loaded, wanted), *(t.cell for t in wanted)), refused)
+
+
+def _check_profiles(wanted: Sequence[Target], archs: dict[str, Any]) -> None:
+    """Raises BadInput for a profile that cannot be read, or that is of another model or device than all that ask for it."""
+    for path in dict.fromkeys(p for t in wanted if (p := _profile_of(t.cell)) is not None):
+        profile = load_profile(Path(path))
+        asked = [t for t in wanted if _profile_of(t.cell) == path]
+        known = [(archs.get(t.cell.spec.model), t.hardware.name) for t in asked]
+        if not any(a is not None and profile.is_of(a) and gpu == profile.layout.hardware for a, gpu in known):
+            others = ", ".join(dict.fromkeys(f"{t.cell.spec.model} on {t.hardware.name}" for t in asked))
+            raise BadInput(
+                f"the profile was calibrated on {profile.layout.model} on {profile.layout.hardware}, not {others}",
+                where=path,
+                next_step="calibrate on runs of that engine, or predict without the profile",
+            )
 
 
 def _earlier(folder: Path, loaded: LoadedExperiment, wanted: Sequence[Target]) -> list[Cell]:

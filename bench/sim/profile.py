@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BadInput
+from bench.catalog.model import ModelArch, load_model
+from bench.catalog.yaml_source import normalised
+from bench.errors import BadInput, BenchError
 from bench.sim import step_time_kernel as kernel
 from bench.sim.interface import Interval
 from bench.store import write_json_atomically
@@ -121,6 +124,14 @@ class Profile:
             for m, factor in (("tpot", 1.0), ("output_tokens_per_s", 1.0), ("ttft", 2.0))
         }
 
+    def is_of(self, model: ModelArch) -> bool:
+        """Whether ``model`` is the architecture that was calibrated, under whatever alias, folder or hub id it ran."""
+        named = normalised(Path(self.layout.model).name)
+        if named in {normalised(n.rsplit("/", 1)[-1]) for n in (model.name, model.hub_id) if n}:
+            return True
+        other = _architecture(self.layout.model)
+        return other is not None and replace(other, name=model.name, hub_id=model.hub_id) == model
+
     def check_layout(self, layout: Layout) -> None:
         """Raises BadInput when ``layout`` is another engine than the calibrated one."""
         for name in (
@@ -128,6 +139,7 @@ class Profile:
             "hardware",
             "tensor_parallel_size",
             "pipeline_parallel_size",
+            "enable_expert_parallel",
             "quantization",
             "kv_cache_dtype",
         ):
@@ -137,6 +149,15 @@ class Profile:
                     f"profile {self.name} was calibrated with {name} {mine}, not {asked}",
                     next_step="calibrate on runs of that engine, or predict without the profile",
                 )
+
+
+@functools.lru_cache(maxsize=16)
+def _architecture(name: str) -> ModelArch | None:
+    """The architecture that a run was of; None where its name says nothing here (a folder that is gone, a hub out of reach)."""
+    try:
+        return load_model(name)
+    except BenchError:
+        return None
 
 
 def save_profile(profile: Profile, folder: Path) -> Path:

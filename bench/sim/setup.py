@@ -10,7 +10,7 @@ from typing import Any
 from bench.catalog.arch import ModelArch
 from bench.catalog.hardware import Hardware
 from bench.catalog.memory import MemoryFit, fit
-from bench.errors import DoesNotFit
+from bench.errors import BadInput, DoesNotFit
 from bench.sim.defaults import SCHEDULER_ARGS, Usage, scheduler_config
 from bench.sim.fleets import ONE_ENGINE, FleetShape, transfer_s_per_token
 from bench.sim.inputs import Fleet, Replica
@@ -164,7 +164,7 @@ def engine_setup(
     tp, pp = int(args.get("tensor_parallel_size", 1)), int(args.get("pipeline_parallel_size", 1))
     experts = bool(args.get("enable_expert_parallel", False))
     memory = _memory(model, hardware, args, usage, tp, pp, experts)
-    max_model_len = int(args.get("max_model_len") or model.max_position)
+    max_model_len = _max_model_len(model, args)
     blocks, source = _num_blocks(memory, args, profile, min(typical_tokens, max_model_len))
     config = scheduler_config(args, hardware, usage, max_model_len, blocks, memory.block_size)
     step_time = build_step_time(
@@ -188,6 +188,17 @@ def engine_setup(
         model, hardware, dict(args), usage, memory, config, step_time, source, dp, ignored, http, shape or ONE_ENGINE,
         None if profile is None else profile.provenance(path),
     )  # fmt: skip
+
+
+def _max_model_len(model: ModelArch, args: Mapping[str, Any]) -> int:
+    """vLLM's check: no longer than the model's positions reach, unless the model's config is overridden."""
+    length = int(args.get("max_model_len") or model.max_position)
+    if length > model.max_position and not args.get("hf_overrides"):
+        raise BadInput(
+            f"max_model_len is {length:,}, {model.name} takes at most {model.max_position:,} tokens; vLLM refuses to start",
+            next_step=f"ask for at most {model.max_position:,} tokens of prompt and output",
+        )
+    return length
 
 
 def _memory(

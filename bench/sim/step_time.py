@@ -173,7 +173,7 @@ def build_step_time(
         array[kernel.HOST_PER_RUNNING_S] = device.overheads.host_per_running_sync_s
     if profile is not None:
         asked = Layout(
-            profile.layout.model, hardware.name, tensor_parallel_size, pipeline_parallel_size, enable_expert_parallel,
+            profile.layout.model if profile.is_of(model) else model.name, hardware.name, tensor_parallel_size, pipeline_parallel_size, enable_expert_parallel,
             quantization, kv_cache_dtype,
         )  # fmt: skip
         return _calibrated(profile, asked, array)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.catalog.hardware import load_hardware, match_device
 from bench.errors import BadInput
 from bench.sim.model_shape import LayerGroup
 from bench.sim.op_times import WEIGHT_BYTES, Device, decode_attention_s, gemm_s, prefill_attention_s
@@ -43,26 +44,50 @@ class KernelScales:
 def read_kernel_scales(path: Path, device: Device) -> KernelScales:
     """Ratios from a folder of ``results/kernels`` or its ``summary.json``, against the curves of ``device``.
 
-    Raises BadInput for a file that is no kernel result, or has fewer than three usable cases of every kind.
+    Raises BadInput for a file that is no kernel result, is of another device, or has fewer than three usable cases of every
+    kind.
     """
-    file = path / "summary.json" if path.is_dir() else path
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        cases = data["cases"]
-        if data["kind"] != "kernels":
-            raise ValueError("another kind of result")
-    except OSError as e:
-        raise BadInput(f"cannot be read: {e.strerror}", where=str(file), next_step="run `bench kernels` first") from e
-    except (ValueError, KeyError, TypeError) as e:
-        raise BadInput(f"is not a result of `bench kernels`: {e}", where=str(file)) from e
+    file, data = read_kernel_result(path)
+    measured = _measured_on(data)
+    if measured is not None and measured != device.hardware.name:
+        raise BadInput(
+            f"the kernels were measured on {measured}, not on {device.hardware.name}",
+            where=str(file),
+            next_step="run `bench kernels` on the predicted device, or predict without them",
+        )
     ratios: dict[str, list[float]] = {"memory": [], "compute": [], "decode": [], "prefill": []}
-    for kind, measured_s, predicted_s in _pairs(_fastest(cases), device):
+    for kind, measured_s, predicted_s in _pairs(_fastest(data["cases"]), device):
         ratios[kind].append(measured_s / predicted_s)
     counts = tuple(len(v) for v in ratios.values())
     if max(counts) < _MIN_CASES:
         raise BadInput("too few usable cases", where=str(file), next_step="run the whole suite with `bench kernels`")
     median = [float(np.clip(np.median(v), *_PLAUSIBLE)) if len(v) >= _MIN_CASES else 1.0 for v in ratios.values()]
     return KernelScales(*median, counts, str(file))  # type: ignore[call-arg, arg-type]
+
+
+def _measured_on(data: dict[str, Any]) -> str | None:
+    """Catalogue name of the device of a kernel result; None where the result or the catalogue does not know it."""
+    device = data.get("device")
+    if not isinstance(device, dict):
+        return None
+    if device.get("kind") == "cpu":
+        return load_hardware("cpu").name
+    found = match_device(str(device.get("name")))
+    return None if found is None else found.name
+
+
+def read_kernel_result(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The summary's file and content of a folder of ``results/kernels``. Raises BadInput where it is none."""
+    file = path / "summary.json" if path.is_dir() else path
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["kind"] != "kernels" or not isinstance(data["cases"], list):
+            raise ValueError("another kind of result")
+    except OSError as e:
+        raise BadInput(f"cannot be read: {e.strerror}", where=str(file), next_step="run `bench kernels` first") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise BadInput(f"is not a result of `bench kernels`: {e}", where=str(file)) from e
+    return file, data
 
 
 def _fastest(cases: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from bench.cli import cli
 from bench.errors import BadInput
+from bench.sim.profile import PARAMETERS, Layout, Profile, load_profile, save_profile
 from bench.store import list_cells, list_runs
 
 EXPERIMENT = """
@@ -127,17 +128,101 @@ def test_a_minimum_duration_is_virtual_time(experiment: Path, tmp_path: Path) ->
     assert 20 <= length < 22
 
 
+def profile(folder: Path, model: str = "llama-3.1-8b", scale: float = 1.0, **layout: Any) -> Path:
+    values = dict.fromkeys(PARAMETERS, 0.0) | {
+        "linear_scale": scale,
+        "decode_attention_scale": 1.0,
+        "prefill_attention_scale": 1.0,
+    }
+    made = Profile(
+        "cal", Layout(model, "H100-SXM", **layout), values, {"cells": {"a": 0.05}}, 100, ("small/cell/run-1",),
+        "2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    return save_profile(made, folder)
+
+
+def test_manifests_keep_what_the_profile_was_and_other_fits_do_not_stay(experiment: Path, tmp_path: Path) -> None:
+    path = profile(tmp_path / "profiles")
+    args = ("predict", str(experiment), "--gpu", "H100-SXM", "--profile", str(path), "--json", "--only")
+    row = json.loads(bench(*args, "tp1-c2").output)
+    assert row["step_time_trust"] == "user-runs"
+    folder = tmp_path / "results" / "runs" / "small.predicted"
+    kept = list_runs(folder / row["cell_id"])[0].manifest["simulated"]["profile"]
+    assert kept["name"] == "cal" and kept["path"] == str(path) and kept["runs"] == ["small/cell/run-1"]
+    assert kept["sha256"] == load_profile(path).fingerprint()
+
+    def cells() -> set[str]:
+        return {c["cell_id"] for c in json.loads((folder / "plan.json").read_text())["cells"]}
+
+    other = json.loads(bench(*args, "tp1-c4").output)["cell_id"]
+    assert cells() == {row["cell_id"], other}
+    profile(tmp_path / "profiles", scale=1.5)
+    assert load_profile(path).fingerprint() != kept["sha256"]
+    assert json.loads(bench(*args, "tp1-c4").output)["cell_id"] == other
+    assert cells() == {other}  # what rests on another fit under the same file name does not stay beside it
+
+
+def test_a_simulated_experiment_names_its_own_profile(experiment: Path, tmp_path: Path) -> None:
+    path = profile(tmp_path / "profiles")
+    experiment.write_text(EXPERIMENT.replace("kind: vllm", f"kind: simulated\n  gpu: H100-SXM\n  profile: {path}"))
+    rows = [
+        json.loads(line) for line in bench("predict", str(experiment), "--only", "tp1-c2", "--json").output.splitlines()
+    ]
+    assert [r["step_time_trust"] for r in rows] == ["user-runs"]
+    text = bench("predict", str(experiment), "--gpu", "A100-80-SXM", "--only", "tp1-c2", "--json").output
+    assert json.loads(text)["step_time_trust"] == "shipped-curves"
+
+
+def test_a_profile_or_kernels_of_something_else_are_one_clear_line(experiment: Path, tmp_path: Path) -> None:
+    args = ("predict", str(experiment), "--gpu", "H100-SXM")
+    empty = tmp_path / "empty.json"
+    empty.write_text("")
+    assert "not a calibration profile" in str(bench(*args, "--profile", str(empty)).exception)
+    assert "not a result of `bench kernels`" in str(bench(*args, "--kernels", str(empty)).exception)
+    other = bench(*args, "--profile", str(profile(tmp_path / "a", model="qwen-3-8b"))).exception
+    assert isinstance(other, BadInput) and "calibrated on qwen-3-8b on H100-SXM, not llama-3.1-8b" in str(other)
+    alias = profile(tmp_path / "b", model="meta-llama/Llama-3.1-8B")
+    assert bench(*args, "--only", "tp1-c2", "--profile", str(alias)).exception is None
+    tp2 = profile(tmp_path / "c", tensor_parallel_size=2)
+    rows = [json.loads(line) for line in bench(*args, "--profile", str(tp2), "--json").output.splitlines()]
+    assert {("tp1" in r["cell_id"], r["refused"] is None) for r in rows} == {(True, False), (False, True)}
+
+
+def test_requests_cut_off_at_the_end_are_counted(experiment: Path) -> None:
+    experiment.write_text(
+        EXPERIMENT.replace("closed_loop, concurrency: 4", "offline, batch_size: 2")
+        .replace("concurrency: [2, 4]", "batch_size: [256]")
+        .replace("osl: 16", "osl: 1024")
+        .replace("{min_requests: 24}", "{min_duration_s: 1, max_duration_s: 2}")
+    )
+    args = ("predict", str(experiment), "--gpu", "H100-SXM", "--only", "tp1", "--repeats", "1")
+    row = json.loads(bench(*args, "--json").output)
+    assert row["num_requests"] == row["num_cut_off"] == 256
+    assert "256 of 256 requests were cut off at the run's end" in bench(*args).output
+
+
+def test_no_engine_starts_with_more_tokens_than_its_model_takes(experiment: Path) -> None:
+    experiment.write_text(EXPERIMENT.replace("max_model_len: 2048", "max_model_len: 200000"))
+    row = json.loads(bench("predict", str(experiment), "--gpu", "H100-SXM", "--only", "tp1-c2", "--json").output)
+    assert "takes at most 131,072 tokens" in row["refused"]
+    assert "131,072" in str(bench("optimize", "llama-3.1-8b", "--gpu", "H100-SXM", "--shape", "200k/256").exception)
+
+
 def test_bad_input_is_one_clear_line(experiment: Path) -> None:
     assert isinstance(bench("predict", str(experiment)).exception, BadInput)
     assert "--gpu" in str(bench("predict", str(experiment)).exception)
     assert "H100-SXM" in str(bench("predict", str(experiment), "--gpu", "H1000").exception)
-    assert "--shape" in str(bench("optimize", "llama-3.1-8b", "--gpu", "H100-SXM", "--shape", "big").exception)
+    for option, value in (("--shape", "big"), ("--tp", "0"), ("--max-num-seqs", "x"), ("--gpu", ",")):
+        assert f"{option}: " in str(bench("optimize", "llama-3.1-8b", "--gpu", "H100-SXM", option, value).exception)
 
 
 def test_optimize_answers_and_explains() -> None:
     args = ("optimize", "llama-3.1-8b", "--gpu", "H100-SXM", "--shape", "256/64", "--tp", "1,2", "--max-gpus", "2")
     text = bench(*args, "--slo", "ttft p99 <= 300 ms and tpot p99 <= 20 ms").output
     assert text.startswith("SIMULATED") and "why:" in text and "interval" in text
+    nothing = bench(*args, "--slo", "ttft p99 <= 1 ms")
+    assert "no configuration meets the SLO" in nothing.output and "does not hold" in nothing.output
+    assert "keeps up with the rate" in bench(*args, "--rate", "1e9").output
     data = json.loads(bench(*args, "--json").output)
     assert (
         data["origin"] == "simulated"

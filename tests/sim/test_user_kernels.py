@@ -88,3 +88,18 @@ def test_too_few_cases_are_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"kind": "kernels", "cases": []}))
     with pytest.raises(BadInput, match="too few"):
         read_kernel_scales(tmp_path, DEVICE)
+
+
+def test_kernels_of_another_device_are_refused(tmp_path: Path) -> None:
+    file = summary(tmp_path, 1.0, 1.0, 1.0, 1.0) / "summary.json"
+    data = json.loads(file.read_text())
+    for device, found in (
+        ({"kind": "cuda", "name": "NVIDIA A100-SXM4-80GB"}, "measured on A100-80-SXM, not on H100-SXM"),
+        ({"kind": "cpu", "name": "some CPU"}, "measured on cpu, not on H100-SXM"),
+    ):
+        file.write_text(json.dumps({**data, "device": device}))
+        with pytest.raises(BadInput, match=found):
+            read_kernel_scales(tmp_path, DEVICE)
+    for device in ({"kind": "cuda", "name": "NVIDIA H100 80GB HBM3"}, {"kind": "cuda", "name": "a card nobody knows"}):
+        file.write_text(json.dumps({**data, "device": device}))
+        assert read_kernel_scales(tmp_path, DEVICE).num_cases
