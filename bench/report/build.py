@@ -24,7 +24,7 @@ from bench.report import figures, tables
 from bench.report.collect import Collected, collect, measured_ceilings, planned_experiment, side_by_side
 from bench.report.layout import Layout, Placed, lay_out
 from bench.report.model import Chart, Doubt, Failure, Report, Table
-from bench.report.prediction import prediction_table
+from bench.report.prediction import prediction_table, stated_intervals
 from bench.report.roofline_chart import roofline
 from bench.report.timeline import timeline
 
@@ -213,6 +213,7 @@ def _with_reminders(report: Report, data: Collected) -> Report:
     lines = []
     if report.origin_label:
         lines.append(f"These numbers are {report.origin_label}.")
+    lines += stated_intervals(data.summaries)
     if len({s.origin for s in data.summaries}) > 1:
         lines.append(
             "The answers above consider measured cells alone wherever there are any; charts show both, by name."

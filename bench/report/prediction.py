@@ -23,6 +23,10 @@ _COMPARED: tuple[tuple[str, str | None], ...] = (
 )  # fmt: skip
 
 
+#: Metrics that a prediction states intervals for, in words.
+_STATED = (("output_tokens_per_s", "tokens/s"), ("ttft", "TTFT"), ("tpot", "TPOT"))
+
+
 @dataclass(frozen=True, slots=True)
 class _Stated:
     """The interval that a prediction was made with: ratios truth / prediction."""
@@ -157,6 +161,29 @@ def _intervals(s: Summary) -> dict[str, _Stated]:
             out[str(metric)] = _Stated(float(low), float(high), float(confidence), str(basis))
         except (TypeError, ValueError):
             continue
+    return out
+
+
+def stated_intervals(summaries: Sequence[Summary]) -> list[str]:
+    """How far the simulated cells may be off by what they say themselves, a sentence for each set of intervals.
+
+    The intervals of the tables are over repeats, and repeats of a simulation differ in their requests alone.
+    """
+    cells: dict[tuple[Any, ...], set[str]] = {}
+    for s in summaries:
+        stated = _intervals(s) if s.origin == "simulated" else {}
+        key = tuple((words, stated[metric]) for metric, words in _STATED if metric in stated)
+        if key:
+            hardware = hardware_of(s.facts)
+            cells.setdefault(key, set()).add(s.cell_id if hardware is None else hardware.name)
+    out = []
+    for key, names in cells.items():
+        ends = "; ".join(f"{words} {i.low_ratio:.2f} to {i.high_ratio:.2f} of the value" for words, i in key)
+        out.append(
+            f"How far a simulated value of {', '.join(sorted(names))} may be off ({100 * key[0][1].confidence:.0f} % intervals of the "
+            f"prediction itself): {ends}. Intervals elsewhere in this report are over repeats, which a simulation repeats exactly "
+            "but for the requests that are drawn: they say nothing of this."
+        )
     return out
 
 

@@ -68,6 +68,19 @@ def test_intervals_are_printed_and_judged(tmp_path: Path) -> None:
     assert "Profile fitted on this cell" not in titles and "profile" not in table.note
 
 
+def test_a_report_of_predictions_alone_says_how_far_they_may_be_off(tmp_path: Path) -> None:
+    simulated = {"intervals": {"output_tokens_per_s": WIDE, "tpot": [0.9, 1.25, 0.9, "rows"], "ttft": None}}
+    guess = experiment(name="guess", sweep=SWEEP, engine={"kind": "simulated", "gpu": "H100-SXM"})
+    folder, _ = write_experiment(tmp_path / "s", guess, repeats=2, simulated=simulated)
+    report, _, _ = build(folder)
+    (line,) = [text for text in report.keep_in_mind if "may be off" in text]
+    assert "H100-SXM" in line and "90 %" in line and "tokens/s 0.50 to 1.50" in line and "TPOT 0.90 to 1.25" in line
+    assert "TTFT" not in line
+    measured, _ = write_experiment(tmp_path / "m", experiment(name="m", sweep=SWEEP), repeats=2, origin="measured")
+    report, _, _ = build(measured)
+    assert not any("may be off" in text for text in report.keep_in_mind)
+
+
 def test_cells_that_the_profile_has_seen_are_marked(tmp_path: Path) -> None:
     ours, cells = write_experiment(tmp_path / "x", experiment(name="synthetic", sweep=SWEEP), repeats=1)
     seen = next((ours / cells[0].cell_id).iterdir()).name
