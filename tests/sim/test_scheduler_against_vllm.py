@@ -61,9 +61,13 @@ def compare(case: Case) -> list[list[Any]]:
     return trace
 
 
-@needs_vllm
 def test_the_proof_names_the_installed_vllm() -> None:
-    # also in CI: a newer vLLM fails here until the differential tests have been run against it and the name is changed
+    """A newer vLLM fails here until the differential tests have been run against it and the name is changed.
+
+    CI installs vLLM; there its absence is a failure too, for all tests of this file would be skipped unseen.
+    """
+    if importlib.util.find_spec("vllm") is None and not os.environ.get("CI"):
+        pytest.skip("vLLM is not installed")
     assert _installed_vllm().split("+")[0] == PROVED_AGAINST_VLLM
 
 
