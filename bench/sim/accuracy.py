@@ -6,6 +6,7 @@ overheads were fitted on some models of one source (:data:`FITTED_MODELS`); ever
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ METRICS = ("ttft", "tpot", "output_tokens_per_s")
 #: Beyond this share of the KV cache, or of max_num_seqs, the mean demand makes requests wait: a saturated point.
 _SATURATED_RATIO = 0.85
 _MAX_REQUESTS = 4000
+#: Means of sampled lengths, and numbers of answered requests, of one workload on two machines differ by up to this.
+_LENGTH_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,7 @@ def run_point(point: Point, step_time: StepTime | None = None, seed: int = 0) ->
     step_time = step_time or step_time_for(point, seqs)
     config = SchedulerConfig(
         max_num_seqs=seqs, max_num_batched_tokens=tokens, max_model_len=max(longest, 1024), num_blocks=blocks,
-        block_size=room.block_size, enable_prefix_caching=False, async_scheduling=point.async_scheduling,
+        block_size=room.block_size, enable_prefix_caching=point.prefix_caching, async_scheduling=point.async_scheduling,
         scheduler_reserve_full_isl=point.scheduler_reserve_full_isl,
     )  # fmt: skip
     before, after = step_time.request_overhead_s()
@@ -289,28 +292,30 @@ def ratio_errors(graded: Sequence[Graded], differ: str, metric: str = "output_to
 
     Returns, for each pair of values such as ``8 over 2``, the relative errors of predicted over measured ratios.
     """
-    groups: dict[tuple[object, ...], dict[object, Graded]] = {}
+    groups: dict[tuple[object, ...], list[Graded]] = {}
     for g in graded:
-        p = g.point
-        key = (
-            p.source,
-            p.model,
-            p.precision,
-            p.isl,
-            p.osl,
-            p.concurrency,
-            p.version,
-            p.tp if differ == "gpu" else p.gpu,
-            p.ep,
-        )
-        groups.setdefault(key, {})[getattr(p, differ)] = g
+        groups.setdefault(_setup(g.point, differ), []).append(g)
     found: dict[str, list[float]] = {}
     for members in groups.values():
-        values = sorted(members, key=str)
-        for i, a in enumerate(values):
-            for b in values[i + 1 :]:
-                predicted = members[b].predicted[metric] / members[a].predicted[metric]
-                measured = members[b].measured[metric] / members[a].measured[metric]
+        for a, b in itertools.combinations(sorted(members, key=lambda g: str(getattr(g.point, differ))), 2):
+            low, high = getattr(a.point, differ), getattr(b.point, differ)
+            if low != high and _same_load(a.point, b.point):
+                predicted = b.predicted[metric] / a.predicted[metric]
+                measured = b.measured[metric] / a.measured[metric]
                 if math.isfinite(predicted / measured):
-                    found.setdefault(f"{b} over {a}", []).append(predicted / measured - 1.0)
+                    found.setdefault(f"{high} over {low}", []).append(predicted / measured - 1.0)
     return found
+
+
+def _setup(p: Point, differ: str) -> tuple[object, ...]:
+    """What two rows share besides the load: source, engine, model, and options given on purpose."""
+    options = (p.max_num_seqs, p.max_num_batched_tokens, p.asynchronous, p.memory_share)
+    return (p.source, p.model, p.precision, p.version, p.kind, p.tp if differ == "gpu" else p.gpu, p.ep, *options)
+
+
+def _same_load(a: Point, b: Point) -> bool:
+    """Nominal lengths must be equal. Rows of everything at once publish lengths as they came out, and a request may fail."""
+    if a.kind != "offline":
+        return (a.isl, a.osl, a.concurrency) == (b.isl, b.osl, b.concurrency)
+    pairs = ((a.isl, b.isl), (a.osl, b.osl), (a.num_requests, b.num_requests))
+    return all(abs(x / y - 1) <= _LENGTH_TOLERANCE for x, y in pairs)

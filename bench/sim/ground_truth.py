@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.catalog.model import ModelArch, load_model
+from bench.sim.serve_command import ServeCommand, serve_command
 
 GROUND_TRUTH_FOLDER = Path(__file__).resolve().parents[2] / "configs" / "ground_truth"
 
@@ -50,6 +51,10 @@ _MODELS = (
     ("llama-3.1-8b|llama-3-8b", "llama-3.1-8b"), ("mixtral-8x22b", "mixtral-8x22b"), ("mixtral-8x7b", "mixtral-8x7b"),
     ("mistral-7b", "mistral-7b"), ("mistral-large", "mistral-large-2"), ("mistral-nemo", "mistral-nemo-12b"),
 )  # fmt: skip
+#: Requests of a full-load run by (input, output) tokens, the same table in every release of NVIDIA's TensorRT-LLM overview.
+_FULL_LOAD_REQUESTS = {
+    (128, 128): 30000, (128, 2048): 3000, (2048, 128): 3000, (1000, 1000): 3000, (500, 2000): 3000, (20000, 2000): 1000,
+}  # fmt: skip
 _STAND_INS = ("minimax-m2.5", "kimi-k2.5", "qwen3-14b")
 _BLOCK_FP8 = ("qwen3", "minimax", "deepseek")
 
@@ -83,9 +88,13 @@ class Point:
     note: str = ""
     kv_cache_dtype: str | None = None
     memory_share: float | None = None  # gpu_memory_utilization where it is not the version's default
+    asynchronous: bool | None = None  # asynchronous scheduling where it is not the version's default
+    prefix_caching: bool = False  # finds a preempted request's own blocks again, even where no two prompts share one
 
     @property
     def async_scheduling(self) -> bool:
+        if self.asynchronous is not None:
+            return self.asynchronous
         return not self.version or self.version >= ASYNC_SINCE
 
     @property
@@ -126,6 +135,11 @@ def model_of(name: str) -> ModelArch:
     if name in _STAND_INS:
         return load_model(GROUND_TRUTH_FOLDER / "models" / name / "config.json")
     return load_model(name)
+
+
+def full_load_requests(isl: float, osl: float) -> int:
+    """How many requests NVIDIA's TensorRT-LLM overview queues for these lengths: 1,500 unless its table says otherwise."""
+    return _FULL_LOAD_REQUESTS.get((int(isl), int(osl)), 1500)
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -247,46 +261,72 @@ def _published_point(row: dict[str, str], name: str) -> Point | Refusal:
     quantization, reason = points_quantization(row["precision"] or "", model)
     if reason:
         return refuse(reason)
-    isl, osl, tp = _number(row["isl"]), _number(row["osl"]), _number(row["tp"])
+    isl, osl = _number(row["isl"]), _number(row["osl"])
     arena = source.startswith("ML.ENERGY Leaderboard v3") and "LM Arena" in notes
     if arena:
         isl = 150.0  # chat prompts; the file has no input lengths, and decoding hardly depends on them
     if math.isnan(isl) or math.isnan(osl):
         return refuse("prompt or output lengths not published")
-    num_gpus = _number(row["n_gpus"])
+    command = serve_command(notes)
+    if command is not None and command.unknown:
+        return refuse(f"the serve command's {command.unknown} is not modelled")
+    size = _parallel_size(row, command)
+    if isinstance(size, str):
+        return refuse(size)
+    command = command or ServeCommand(tp=size)
+    if "MTP" in notes or "speculative" in notes.lower() or ("dp=1" not in notes and "dp=" in notes):
+        return refuse("speculative decoding or data parallelism")
+    load = _published_load(row, isl, osl, arena)
+    if isinstance(load, str):
+        return refuse(load)
+    fixed = {
+        "id": name, "source": source, "engine": row["engine"].lower(), "version": version_of(row["engine_version"]), "gpu": gpu,
+        "model": model, "precision": row["precision"] or "bf16", "quantization": quantization, "tp": size, "ep": command.ep,
+        "isl": isl, "osl": osl, "output_tokens_per_s": _number(row["output_tok_s_total"]),
+        "kv_cache_dtype": "fp8" if row["kv_dtype"] == "fp8" else None, "memory_share": command.memory_share,
+        "asynchronous": command.async_scheduling, "prefix_caching": command.prefix_caching,
+        "max_num_seqs": command.max_num_seqs, "max_num_batched_tokens": command.max_num_batched_tokens,
+    }  # fmt: skip
+    return Point(**(fixed | load))  # type: ignore[arg-type]
+
+
+def _published_load(row: dict[str, str], isl: float, osl: float, arena: bool) -> dict[str, object] | str:
+    """Fields of a point that say how a published row was loaded, or why that cannot be told."""
+    version, c = version_of(row["engine_version"]), _number(row["concurrency_or_batch"])
+    ttft, tpot = _number(row["ttft_ms_p50"]) * 1e-3, _number(row["tpot_ms_p50"]) * 1e-3
+    if arena:
+        return {"spread": "long-tailed", "kind": "closed_loop", "concurrency": int(2 * c), "num_requests": int(6 * c),
+                "max_num_seqs": int(c), "max_num_batched_tokens": 8192, "tpot_s": tpot, "note": "median ITL"}  # fmt: skip
+    closed = row["mode"] == "concurrency" and not math.isnan(c)
+    if version and version < V1_SINCE and not (closed and c <= 1):
+        return "vLLM's V0 engine: another scheduler"
+    if closed:
+        n = max(4, int(10 * c)) if c > 1 else 2
+        latency = {"ttft_s": ttft, "tpot_s": tpot} if c > 1 else {}
+        return {"spread": 1.0, "kind": "closed_loop", "concurrency": int(c), "num_requests": n, **latency}
+    found = re.search(r"requests=(\d+)", row["notes"] or "")
+    if row["mode"] in ("server", "offline") and row["request_rate"] == "inf" and found:
+        n = int(found.group(1))
+        spread = "long-tailed" if isl < 400 and osl > 50 else 1.0
+        return {"spread": spread, "kind": "offline", "concurrency": n, "num_requests": n}
+    if row["engine"] == "TensorRT-LLM" and row["mode"] == "offline":
+        n = full_load_requests(isl, osl)
+        return {"spread": 1.0, "kind": "offline", "concurrency": n, "num_requests": n, "max_num_seqs": 2048,
+                "max_num_batched_tokens": 8192}  # fmt: skip
+    return "arrival rate or number of requests not published"
+
+
+def _parallel_size(row: dict[str, str], command: ServeCommand | None) -> int | str:
+    """Tensor parallel size of a published row, or why it cannot be told. A serve command goes before the table's columns."""
+    if command is not None:
+        if command.dp * command.pp > 1:
+            return "data or pipeline parallelism"
+        return command.tp
+    tp, num_gpus = _number(row["tp"]), _number(row["n_gpus"])
     if math.isnan(tp) and num_gpus == 1:
         tp = 1.0
     if math.isnan(tp):
-        return refuse("tensor parallel size not published")
+        return "tensor parallel size not published"
     if num_gpus > tp * max(1.0, _number(row["pp"]) if row["pp"] else 1.0):
-        return refuse("more GPUs than the tensor parallel size: replicas or data parallelism")
-    if "MTP" in notes or "speculative" in notes.lower() or ("dp=1" not in notes and "dp=" in notes):
-        return refuse("speculative decoding or data parallelism")
-    version = version_of(row["engine_version"])
-    c, out = _number(row["concurrency_or_batch"]), _number(row["output_tok_s_total"])
-    ttft, tpot = _number(row["ttft_ms_p50"]) * 1e-3, _number(row["tpot_ms_p50"]) * 1e-3
-    fixed = {
-        "id": name, "source": source, "engine": row["engine"].lower(), "version": version, "gpu": gpu, "model": model,
-        "precision": row["precision"] or "bf16", "quantization": quantization, "tp": int(tp), "ep": False, "isl": isl,
-        "osl": osl, "output_tokens_per_s": out, "kv_cache_dtype": "fp8" if row["kv_dtype"] == "fp8" else None,
-    }  # fmt: skip
-    if arena:
-        return Point(**fixed, spread="long-tailed", kind="closed_loop", concurrency=int(2 * c), num_requests=int(6 * c),  # type: ignore[arg-type]
-                     max_num_seqs=int(c), max_num_batched_tokens=8192, tpot_s=tpot, note="median ITL")  # fmt: skip
-    if row["mode"] == "concurrency" and not math.isnan(c):
-        if version and version < V1_SINCE and c > 1:
-            return refuse("vLLM's V0 engine: another scheduler")
-        n = max(4, int(10 * c)) if c > 1 else 2
-        return Point(**fixed, spread=1.0, kind="closed_loop", concurrency=int(c), num_requests=n, max_num_seqs=None,  # type: ignore[arg-type]
-                     max_num_batched_tokens=None, ttft_s=ttft if c > 1 else math.nan, tpot_s=tpot if c > 1 else math.nan)  # fmt: skip
-    found = re.search(r"requests=(\d+)", notes)
-    if version and version < V1_SINCE:
-        return refuse("vLLM's V0 engine: another scheduler")
-    if row["mode"] in ("server", "offline") and row["request_rate"] == "inf" and found:
-        spread: float | str = "long-tailed" if isl < 400 and osl > 50 else 1.0
-        return Point(**fixed, spread=spread, kind="offline", concurrency=int(found.group(1)),  # type: ignore[arg-type]
-                     num_requests=int(found.group(1)), max_num_seqs=None, max_num_batched_tokens=None)  # fmt: skip
-    if row["engine"] == "TensorRT-LLM" and row["mode"] == "offline":
-        return Point(**fixed, spread=1.0, kind="offline", concurrency=1500, num_requests=1500, max_num_seqs=2048,  # type: ignore[arg-type]
-                     max_num_batched_tokens=8192)  # fmt: skip
-    return refuse("arrival rate or number of requests not published")
+        return "more GPUs than the tensor parallel size: replicas or data parallelism"
+    return int(tp)

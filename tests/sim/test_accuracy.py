@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bench.sim.accuracy import FITTED_MODELS, Graded, errors, grade, lengths, little
+from bench.sim.accuracy import FITTED_MODELS, Graded, errors, grade, lengths, little, ratio_errors
 from bench.sim.ground_truth import Point, published_points, serving_points, version_of
 
 SERVING, REFUSED = serving_points()
@@ -115,3 +115,33 @@ def test_groups_are_summed_up_with_bias_and_coverage(graded: list[Graded]) -> No
     for row in rows:
         assert row.num_rows == sum(g.point.model == row.group for g in graded)
         assert row.mean_ape >= 0 and abs(row.bias) <= row.mean_ape * 3 + 1e-9 and 0 <= row.coverage <= 1
+
+
+def pretend(point: Point, predicted: float, **changed: object) -> Graded:
+    """``point`` with other facts, graded without a simulation."""
+    import dataclasses
+
+    point = dataclasses.replace(point, **changed)  # type: ignore[arg-type]
+    return Graded(point, {"output_tokens_per_s": predicted}, {"output_tokens_per_s": 100.0}, False, {}, "own curves")
+
+
+def test_a_pair_shares_everything_but_what_differs() -> None:
+    published, _ = published_points()
+    one = next(p for p in published if p.kind == "offline" and p.gpu == "a100-80-sxm" and p.asynchronous is None)
+    other = {"gpu": "h100-sxm", "osl": one.osl * 1.01, "num_requests": int(one.num_requests * 0.99)}
+    pairs = ratio_errors([pretend(one, 100.0), pretend(one, 120.0, **other)], "gpu")
+    assert pairs == {"h100-sxm over a100-80-sxm": [pytest.approx(0.2)]}
+    for unlike in (
+        {"osl": one.osl * 1.1},
+        {"asynchronous": True},
+        {"max_num_batched_tokens": 4096},
+        {"tp": 2 * one.tp},
+    ):
+        assert not ratio_errors([pretend(one, 100.0), pretend(one, 120.0, **{**other, **unlike})], "gpu")
+
+
+def test_nominal_lengths_of_closed_loops_must_be_equal() -> None:
+    one = next(p for p in SERVING if p.isl == 1024)
+    same, near = ({"gpu": "other", "isl": isl} for isl in (1024.0, 1000.0))
+    assert ratio_errors([pretend(one, 100.0), pretend(one, 110.0, **same)], "gpu")
+    assert not ratio_errors([pretend(one, 100.0), pretend(one, 110.0, **near)], "gpu")
