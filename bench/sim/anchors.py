@@ -33,16 +33,10 @@ _GENERATIONS = (
     ("H100 FP8 / FP16, 70B", ("h100-sxm", "fp8"), ("h100-sxm", "fp16"), "llama-3.1-70b"),
     ("H200 / H100, FP8, 8B", ("h200-sxm", "fp8"), ("h100-sxm", "fp8"), "llama-3.1-8b"),
     ("H200 / H100, FP8, 7B", ("h200-sxm", "fp8"), ("h100-sxm", "fp8"), "mistral-7b"),
+    ("H200 / H100, FP8, 70B", ("h200-sxm", "fp8"), ("h100-sxm", "fp8"), "llama-3.1-70b"),
 )  # fmt: skip
-#: 70B on TensorRT-LLM of releases before in-flight batching: other machines, older kernels, static batches. Not paired here.
-_OLDER = (
-    ("H100/A100, FP16, 70B TP4", ("h100-sxm", "llama-3.1-70b", "none", 4), ("a100-80-sxm", "llama-3.1-70b", "none", 4), 1.94),
-    ("H100 FP8/FP16, 70B TP4", ("h100-sxm", "llama-3.1-70b", "fp8", 4), ("h100-sxm", "llama-3.1-70b", "none", 4), 1.86),
-    ("H200/H100, FP8, 70B TP2", ("h200-sxm", "llama-3.1-70b", "fp8", 2), ("h100-sxm", "llama-3.1-70b", "fp8", 2), 1.31),
-)  # fmt: skip
-_SHAPES = ((128, 128), (128, 2048), (128, 4096), (500, 2000), (1000, 1000), (2048, 128), (2048, 2048), (5000, 500))
-_TP_SCALING = {1: 2823.0, 2: 5165.0, 4: 8911.0, 8: 13181.0}  # 0.17, 70B FP8, H200, 1000/1000
-_KV_LIMITED = {1: 912.0, 2: 6170.0}  # 0.17, 70B FP8, H100, 128/2048
+#: Release 0.17, 70B FP8: tensor parallel sizes at 1,000/1,000 on H200; one and two H100 at 128/2,048, where one holds few requests.
+_SCALING_TP, _KV_LIMITED_TP = (1, 2, 4, 8), (1, 2)
 #: vLLM 0.30, Qwen3-8B FP8, H100, 128/1024: concurrency -> output tokens/s.
 _QWEN3_8B = {1: 214.0, 16: 3027.0, 64: 8621.0, 128: 12176.0, 256: 15264.0}
 
@@ -74,16 +68,6 @@ class Anchor:
         )
 
 
-def engine_point(engine: tuple[str, str, str, int], isl: int, osl: int) -> Point:
-    """A full-load point of TensorRT-LLM that nobody published."""
-    gpu, model, quantization, tp = engine
-    kv = "fp8" if quantization == "fp8" else None
-    return Point(
-        "anchor", "anchor", "tensorrt-llm", (), gpu, model, quantization, quantization, tp, False, isl, osl, 1.0, "offline", 1,
-        1, None, None, kv_cache_dtype=kv,
-    )  # fmt: skip
-
-
 @functools.lru_cache(maxsize=1)
 def graded_full_load() -> tuple[tuple[Point, float], ...]:
     """Every published full-load row that fits, with the predicted rate."""
@@ -107,22 +91,24 @@ def generation_anchors() -> Iterator[Anchor]:
 
 
 def single_anchors() -> Iterator[Anchor]:
-    """TP scaling, KV limits, and medians over shapes of engines that were not published pairwise."""
-    scaling = {
-        tp: full_load_rate(engine_point(("h200-sxm", "llama-3.1-70b", "fp8", tp), 1000, 1000)) for tp in _TP_SCALING
-    }
-    for tp, published in _TP_SCALING.items():
-        if tp > 1:
-            found, wanted = scaling[tp] / scaling[1], published / _TP_SCALING[1]
-            yield Anchor(f"70B FP8, H200, 1000/1000, TP {tp} over TP 1", found, wanted, "x", error=found / wanted - 1)
-    for tp, published in _KV_LIMITED.items():
-        found = full_load_rate(engine_point(("h100-sxm", "llama-3.1-70b", "fp8", tp), 128, 2048))
+    """TP scaling and KV limits of 70B FP8, release 0.17."""
+
+    def row(gpu: str, tp: int, isl: int, osl: int) -> tuple[float, float]:
+        wanted = ((0, 17), gpu, "llama-3.1-70b", "fp8", tp, isl, osl)
+        return next(
+            (rate, p.output_tokens_per_s)
+            for p, rate in graded_full_load()
+            if (p.version, p.gpu, p.model, p.precision, p.tp, p.isl, p.osl) == wanted
+        )
+
+    scaling = {tp: row("h200-sxm", tp, 1000, 1000) for tp in _SCALING_TP}
+    for tp in _SCALING_TP[1:]:
+        found, wanted = (scaling[tp][i] / scaling[1][i] for i in (0, 1))
+        yield Anchor(f"70B FP8, H200, 1000/1000, TP {tp} over TP 1", found, wanted, "x", error=found / wanted - 1)
+    for tp in _KV_LIMITED_TP:
+        found, published = row("h100-sxm", tp, 128, 2048)
         name = f"70B FP8, {tp} x H100, 128/2048 (KV cache decides)"
         yield Anchor(name, found, published, "tok/s", error=found / published - 1, limit=KV_TARGET)
-    for name, above, below, wanted in _OLDER:
-        rates = [[full_load_rate(engine_point(e, i, o)) for i, o in _SHAPES] for e in (above, below)]
-        found = float(np.nanmedian(np.array(rates[0]) / np.array(rates[1])))
-        yield Anchor(f"{name} (older releases)", found, wanted, "x", error=found / wanted - 1)
 
 
 def vllm_anchors() -> Iterator[Anchor]:

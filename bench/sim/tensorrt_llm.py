@@ -5,9 +5,11 @@ with everything queued at once. vLLM need not share them, so they are predicted 
 
 * the KV cache gets ``kv_cache_free_gpu_mem_fraction`` of what is *free once the engine is loaded*, not of the whole device;
 * no request is ever evicted (``GUARANTEED_NO_EVICT``): as many run as fit at their full length;
-* ``trtllm-bench`` builds the engine for the lengths of the benchmark: :func:`engine_limits` is its rule;
+* ``trtllm-bench`` builds the engine for the lengths of the benchmark (:func:`engine_limits` is its rule); release 0.14 still
+  read the limits of a few models from a file, and the C++ decoder takes memory for every request of the limit;
+* the published rate is that of a whole run, ramp and tail included, of as many requests as the page says;
 * FP8 engines keep an FP8 KV cache;
-* kernels are vLLM's curves times a handful of ratios, fitted on a few published rows (``configs/efficiency/
+* kernels are vLLM's curves, tuned for every shape, times a handful of ratios, fitted on a few published rows (``configs/efficiency/
   tensorrt_llm.yaml``, ``scripts/fit_tensorrt_llm.py``) and graded on all others.
 
 A step is decided by the same scheduler as everywhere else: where nothing is evicted and the queue is never empty,
@@ -26,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.catalog.hardware import load_hardware
-from bench.catalog.memory import NCCL_BYTES, activation_bytes
+from bench.catalog.memory import CUDA_GRAPH_BYTES_PER_LAYER, NCCL_BYTES, activation_bytes
 from bench.errors import BadInput
 from bench.load.schedule import offline
 from bench.records import Request
@@ -38,14 +40,28 @@ from bench.sim.model_shape import shape_of
 from bench.sim.op_times import Overheads
 from bench.sim.scheduler import SchedulerConfig
 from bench.sim.step_time import changed, coefficients, device_of, load_overheads
+from bench.sim.step_time_kernel import HEADER, NUM_TOKEN_KNOTS
 
 #: ``--kv_cache_free_gpu_mem_fraction 0.95`` of the published commands.
 KV_CACHE_FREE_GPU_MEM_FRACTION = 0.95
-#: CUDA context, workspace and decoder buffers of the C++ runtime; an estimate.
+#: CUDA context and workspaces; an estimate.
 _RUNTIME_BYTES = int(0.8 * 2**30)
+#: C++ runtime: bytes per request of ``max_batch_size`` and vocabulary entry, 16 in the decoder and 8 in the runtime buffers. Logs
+#: in NVIDIA/TensorRT-LLM issues: 5.76 and 2.66 GiB for 2,048 requests, 151,936 entries and 32,768 tokens (1188; the tokens take
+#: a fifth of it), 2.45 MiB of decoder for one request of 152,064 entries (2789, release 0.17).
+_DECODER_BYTES_PER_LOGIT = 24
+#: First release of which the published rows come from the PyTorch backend (the page says so): no such decoder, but CUDA graphs at
+#: the sizes that the page lists, taken to cost what vLLM's do.
+_PYTORCH_SINCE = (0, 19)
+#: Release 0.14 read (max_batch_size, max_num_tokens) from ``tensorrt_llm/bench/build/benchmark_config.yml`` by model and tensor
+#: parallel size (state of commit 8fcf9fc); an entry for one ``max_seq_len`` goes first.
+_LIMITS_014 = {
+    ("llama-3.1-8b", 1): (2048, 8192), ("mistral-7b", 1): (4098, 8192), ("llama-3.1-70b", 1): (2048, 2048),
+    ("llama-3.1-70b", 2): (256, 1024), ("llama-3.1-70b", 4): (2048, 1024), ("llama-3.1-70b", 8): (8192, 16384),
+}  # fmt: skip
+_LIMITS_014_BY_LENGTH = {("llama-3.1-70b", 2, 4096): (2048, 1024)}
 _GRAPH_TOKENS = 2048  # launches cost no host time here: the runtime is C++, and its steps are captured or short
 _BLOCK = 16
-_ROUNDS, _MOST_REQUESTS = 2.2, 6000
 DENSE = ("llama-3.1-8b", "mistral-7b", "llama-3.1-70b", "llama-3.1-405b")
 GPUS = ("a100-80-pcie", "a100-80-sxm", "h100-sxm", "h200-sxm")
 SOURCE = "NVIDIA TensorRT-LLM perf overview"
@@ -80,8 +96,11 @@ def load_engine_profile(path: Path = EFFICIENCY_FOLDER / "tensorrt_llm.yaml") ->
 
 
 def fitted_on(point: Point) -> bool:
-    """The published rows that the profile was fitted on: none of Llama-3.1-8B or 405B, of A100 PCIe, or of 0.17."""
-    if point.version == (0, 14):
+    """The published rows that the profile was fitted on: none of Llama-3.1-8B or 405B, of A100 PCIe, or of 0.17.
+
+    Rows of H100 with 70B and of H200 at 20,000/2,000, release 0.14, were carried in after the fit and stay a grade.
+    """
+    if point.version == (0, 14) and (point.gpu, point.isl) != ("h200-sxm", 20000):
         return (point.model, point.gpu, point.tp) in (
             ("mistral-7b", "h100-sxm", 1), ("llama-3.1-70b", "a100-80-sxm", 4),
             ("llama-3.1-70b", "h200-sxm", 1), ("llama-3.1-70b", "h200-sxm", 4),
@@ -128,14 +147,26 @@ def full_load(point: Point) -> FullLoad:
     estimate = KV_CACHE_FREE_GPU_MEM_FRACTION * free / per_request
     if estimate < 1:
         return FullLoad(0, 0, kv)
-    batch, tokens = engine_limits(estimate, point.isl, point.osl)
+    batch, tokens = _limits_014(point) or engine_limits(estimate, point.isl, point.osl)
     free -= activation_bytes(model, tokens, 1, point.tp, 1) + _RUNTIME_BYTES + (NCCL_BYTES if point.tp > 1 else 0)
-    running = min(batch, int(KV_CACHE_FREE_GPU_MEM_FRACTION * free // per_request))
+    if point.version < _PYTORCH_SINCE:
+        free -= batch * model.vocab_size * _DECODER_BYTES_PER_LOGIT
+    else:
+        free -= model.num_layers * CUDA_GRAPH_BYTES_PER_LAYER
+    running = min(batch, tokens, int(KV_CACHE_FREE_GPU_MEM_FRACTION * free // per_request))
     return FullLoad(max(running, 0), tokens, kv)
 
 
+def _limits_014(point: Point) -> tuple[int, int] | None:
+    """Limits that release 0.14 had for this engine; None for other releases and models."""
+    if point.version != (0, 14):
+        return None
+    key = (point.model, point.tp)
+    return _LIMITS_014_BY_LENGTH.get((*key, int(point.isl + point.osl)), _LIMITS_014.get(key))
+
+
 def full_load_rate(point: Point, overheads: Overheads | None = None) -> float:
-    """Output tokens/s of TensorRT-LLM with everything queued, in the middle half of the run: published runs are long.
+    """Output tokens/s of TensorRT-LLM over a run of ``point.num_requests`` queued at once, first request to last token.
 
     nan where the model does not fit.
     """
@@ -147,16 +178,12 @@ def full_load_rate(point: Point, overheads: Overheads | None = None) -> float:
     isl, osl, running = int(point.isl), int(point.osl), setup.num_running
     blocks = (-(-(isl + osl) // _BLOCK) + 1) * (running + 1) + 2
     config = SchedulerConfig(
-        max_num_seqs=running, max_num_batched_tokens=max(setup.max_num_tokens, running), max_model_len=isl + osl,
+        max_num_seqs=running, max_num_batched_tokens=setup.max_num_tokens, max_model_len=isl + osl,
         num_blocks=blocks, block_size=_BLOCK, enable_prefix_caching=False,
     )  # fmt: skip
-    count = min(max(int(_ROUNDS * running), running + 8), _MOST_REQUESTS)
-    requests = tuple(Request(index=i, osl=osl, isl=isl) for i in range(count))
+    requests = tuple(Request(index=i, osl=osl, isl=isl) for i in range(point.num_requests))
     result = simulate(prepare(offline(requests), Fleet((Replica(config, array),)), record_tokens=False))
-    low, high = 0.25 * result.end_s, 0.75 * result.end_s
-    inside = (result.steps["end_s"] > low) & (result.steps["end_s"] <= high)
-    produced = result.steps["decode_requests"][inside].sum() + result.steps["prefill_requests"][inside].sum()
-    return float(produced) / (high - low)
+    return point.num_requests * osl / result.end_s
 
 
 @functools.lru_cache(maxsize=512)
@@ -164,4 +191,9 @@ def _coefficients(
     overheads: Overheads, gpu: str, model: str, quantization: str | None, kv_cache_dtype: str | None, tp: int
 ) -> np.ndarray:
     device = dataclasses.replace(device_of(load_hardware(gpu)), overheads=overheads)
-    return coefficients(shape_of(model_of(model), quantization, kv_cache_dtype), device, tp, 1, False, _GRAPH_TOKENS)
+    found = coefficients(shape_of(model_of(model), quantization, kv_cache_dtype), device, tp, 1, False, _GRAPH_TOKENS)
+    # vLLM's FP8 products switch kernels at fixed sizes and are slower at 129 rows than at 256. TensorRT-LLM times several tiles
+    # for every shape and takes the best, which never loses by running fewer rows.
+    by_tokens = found[HEADER : HEADER + int(found[NUM_TOKEN_KNOTS])]
+    by_tokens[:] = np.minimum.accumulate(by_tokens[::-1])[::-1]
+    return found

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from bench.errors import BadInput
-from bench.sim.anchors import Anchor, engine_point
+from bench.sim.anchors import Anchor
+from bench.sim.ground_truth import Point, full_load_requests
+from bench.sim.step_time_kernel import HEADER, NUM_TOKEN_KNOTS
 from bench.sim.tensorrt_llm import (
+    _coefficients,
     engine_limits,
     fitted_on,
     full_load,
@@ -21,6 +24,12 @@ from bench.sim.tensorrt_llm import (
 )
 
 POINTS = published_full_load()
+
+
+def published(version: tuple[int, int], gpu: str, precision: str, tp: int, isl: int, osl: int) -> Point:
+    """A row of the 70B model."""
+    wanted = (version, gpu, "llama-3.1-70b", precision, tp, isl, osl)
+    return next(p for p in POINTS if (p.version, p.gpu, p.model, p.precision, p.tp, p.isl, p.osl) == wanted)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +43,37 @@ def test_engines_are_built_for_the_lengths_of_the_benchmark(
 
 
 def test_no_request_is_admitted_that_would_not_fit_at_full_length() -> None:
-    one, two = (full_load(engine_point(("h100-sxm", "llama-3.1-70b", "fp8", tp), 128, 2048)) for tp in (1, 2))
+    one, two = (full_load(published((0, 17), "h100-sxm", "fp8", tp, 128, 2048)) for tp in (1, 2))
     assert 25 <= one.num_running <= 33 and two.num_running > 7 * one.num_running
     assert one.kv_cache_dtype == "fp8"
-    too_big = engine_point(("h100-sxm", "llama-3.1-70b", "none", 1), 128, 128)
+    too_big = dataclasses.replace(published((0, 17), "a100-80-sxm", "fp16", 2, 128, 128), tp=1)
     assert full_load(too_big).num_running == 0 and math.isnan(full_load_rate(too_big))
+
+
+def test_release_014_has_limits_of_its_own() -> None:
+    small = full_load(published((0, 14), "h200-sxm", "fp8", 2, 128, 128))
+    assert (small.num_running, small.max_num_tokens) == (256, 1024)
+    # the file has another entry for sequences of 4,096 tokens, whose decoder takes most of the KV cache
+    long, same = (full_load(published((0, 14), "h100-sxm", "fp16", 2, i, o)) for i, o in ((2048, 2048), (128, 4096)))
+    assert long.num_running < 0.7 * same.num_running
+    # a step takes no more tokens than the engine was built for
+    assert full_load(published((0, 14), "h200-sxm", "fp8", 4, 128, 128)).num_running == 1024
+
+
+def test_the_decoder_takes_memory_for_every_request_of_the_limit_until_pytorch_samples() -> None:
+    old = published((0, 17), "h100-sxm", "fp8", 4, 1000, 1000)
+    new = dataclasses.replace(old, version=(0, 20))
+    assert full_load(old).num_running < full_load(new).num_running
+
+
+def test_a_run_queues_as_many_requests_as_the_page_says() -> None:
+    assert full_load_requests(128.0, 128.0) == 30000 and full_load_requests(5000.0, 500.0) == 1500
+    assert {p.num_requests for p in POINTS if (p.isl, p.osl) == (20000, 2000)} == {1000}
+
+
+def test_a_tuned_product_never_loses_by_running_fewer_rows() -> None:
+    found = _coefficients(load_engine_profile().overheads(), "h100-sxm", "llama-3.1-70b", "fp8", "fp8", 1)
+    assert (np.diff(found[HEADER : HEADER + int(found[NUM_TOKEN_KNOTS])]) >= 0).all()
 
 
 def test_rows_that_were_not_fitted_are_predicted() -> None:
@@ -52,6 +87,7 @@ def test_few_rows_are_fitted_on() -> None:
     fitted = [p for p in POINTS if fitted_on(p)]
     assert 30 <= len(fitted) <= len(POINTS) / 5
     assert not any(p.model in ("llama-3.1-8b", "llama-3.1-405b") or p.gpu == "a100-80-pcie" for p in fitted)
+    assert not any(p.model == "llama-3.1-70b" and p.gpu == "h100-sxm" and p.version == (0, 14) for p in fitted)
 
 
 def test_a_broken_profile_is_told(tmp_path: Path) -> None:
