@@ -48,7 +48,7 @@ KV_CACHE_FREE_GPU_MEM_FRACTION = 0.95
 _RUNTIME_BYTES = int(0.8 * 2**30)
 #: C++ runtime: bytes per request of ``max_batch_size`` and vocabulary entry, 16 in the decoder and 8 in the runtime buffers. Logs
 #: in NVIDIA/TensorRT-LLM issues: 5.76 and 2.66 GiB for 2,048 requests, 151,936 entries and 32,768 tokens (1188; the tokens take
-#: a fifth of it), 2.45 MiB of decoder for one request of 152,064 entries (2789, release 0.17).
+#: a sixth of it), 2.45 MiB of decoder for one request of 152,064 entries (2789, release 0.17).
 _DECODER_BYTES_PER_LOGIT = 24
 #: First release of which the published rows come from the PyTorch backend (the page says so): no such decoder, but CUDA graphs at
 #: the sizes that the page lists, taken to cost what vLLM's do.
