@@ -16,11 +16,11 @@ class StepRecords:
         self._reader = reader
         self._t0 = 0.0
         self._count = 0
-        self._last_output_s: float | None = None
+        self._last_output_s: dict[int, float] = {}  # by engine core
         self.total: dict[str, int] | None = None
 
     def begin(self, t0: float) -> None:
-        self._t0, self._count, self._last_output_s = t0, 0, None
+        self._t0, self._count, self._last_output_s = t0, 0, {}
         if self._reader is not None and self._reader.num_cores:
             self._reader.skip()
             self.total = {"prefill": 0, "decode": 0, "steps": 0}
@@ -28,13 +28,14 @@ class StepRecords:
     def read(self, sink: RecordSink) -> None:
         """``step_time_s`` is the time since the step before where the engine was busy since then (what throughput
         sees: scheduling, execution and processing of the output, less what asynchronous scheduling overlaps), else the
-        time since the scheduler was called."""
+        time since the scheduler was called. Each core of a data-parallel engine has steps of its own."""
         if self._reader is None:
             return
-        for started_s, output_s, follows, values in self._reader.rows():
+        rows = [(row, core) for core in range(self._reader.num_cores) for row in self._reader.rows_of(core)]
+        for (started_s, output_s, follows, values), core in sorted(rows, key=lambda r: r[0][1]):
             usage, running, waiting, prefill, decode, prefills, decodes, context, preempted, hits = values
-            since_s = self._last_output_s if follows and self._last_output_s is not None else started_s
-            self._last_output_s = output_s
+            since_s = self._last_output_s.get(core, started_s) if follows else started_s
+            self._last_output_s[core] = output_s
             sink.append_step(
                 EngineStep(
                     step=self._count,

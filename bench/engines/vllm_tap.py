@@ -145,11 +145,16 @@ class RowReader:
         self._read = [_COUNT.unpack_from(m, 0)[0] for m in self._maps]
 
     def rows(self) -> Iterator[tuple[float, float, bool, tuple[Any, ...]]]:
-        """New rows: (started_s, output_s on the monotonic clock, whether the engine was busy since the row before,
+        """New rows of all cores, one core after the other; see :meth:`rows_of`."""
+        for core in range(self.num_cores):
+            yield from self.rows_of(core)
+
+    def rows_of(self, core: int) -> Iterator[tuple[float, float, bool, tuple[Any, ...]]]:
+        """New rows of one core: (started_s, output_s on the monotonic clock, whether that core was busy since its row before,
         (kv_usage_ratio, num_running, ..., cached_tokens))."""
-        for k, m in enumerate(self._maps):
-            count = _COUNT.unpack_from(m, 0)[0]
-            for i in range(max(self._read[k], count - _CAPACITY), count):
-                row = _ROW.unpack_from(m, _COUNT.size + (i % _CAPACITY) * _ROW.size)
-                yield row[0], row[1], row[2] > 0, row[3:]
-            self._read[k] = count
+        rows = self._maps[core]
+        count = _COUNT.unpack_from(rows, 0)[0]
+        for i in range(max(self._read[core], count - _CAPACITY), count):
+            row = _ROW.unpack_from(rows, _COUNT.size + (i % _CAPACITY) * _ROW.size)
+            yield row[0], row[1], row[2] > 0, row[3:]
+        self._read[core] = count

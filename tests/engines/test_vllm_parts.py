@@ -11,6 +11,7 @@ import pytest
 
 from bench.engines import vllm_setup, vllm_tap, vllm_versions
 from bench.engines.packing import pack, unpack
+from bench.engines.vllm_steps import StepRecords
 from bench.records import Request, Schedule, StopRule
 from tests.engines.sinks import some_requests
 
@@ -169,3 +170,23 @@ def test_a_ring_of_rows_bears_more_than_it_holds(monkeypatch: pytest.MonkeyPatch
     for i in range(20):
         writer.write(i, i + 0.5, 1.0, 0.5, *range(9))
     assert [started for started, *_ in reader.rows()] == list(range(12, 20))
+
+
+def test_each_core_of_a_data_parallel_engine_has_steps_of_its_own(tmp_path: Path) -> None:
+    """Periods are within a core, and steps come in the order of time, whoever of the cores made them."""
+    writers = [vllm_tap._RowWriter(tmp_path / f"{k}.steps") for k in (1, 2)]
+    records = StepRecords(vllm_tap.RowReader(tmp_path))
+    records.begin(0.0)
+    found: list[Any] = []
+    sink: Any = SimpleNamespace(append_step=found.append)
+    for first in (0, 3):
+        for core, writer in enumerate(writers):
+            for i in range(first, first + 3):
+                end_s = 10 * (core + 1) + (core + 1) * i
+                writer.write(end_s - 0.5, end_s, float(i > 0), 0.5, core, *range(8))
+        records.read(sink)
+    for core in (0, 1):
+        mine = [s for s in found if s.num_running == core]
+        assert [s.step_time_s for s in mine] == [0.5, *[core + 1] * 5]
+    assert [s.t_s for s in found[:6]] == sorted(s.t_s for s in found[:6]) and records.total is not None
+    assert records.total["steps"] == 12
