@@ -39,7 +39,7 @@ def ask_for_short_slices() -> bool:
 
 
 @contextlib.contextmanager
-def real_time() -> Iterator[bool]:
+def real_time(*, wanted: bool = True) -> Iterator[bool]:
     """Run the calling thread before every ordinary process while inside (SCHED_RR, priority 1).
 
     Yields whether the kernel allowed it (root, CAP_SYS_NICE or an rtprio limit); ``TOKENYIELD_REAL_TIME=0`` does not ask.
@@ -47,7 +47,7 @@ def real_time() -> Iterator[bool]:
     kernel's own limit (95 % of each second by default).
     """
     allowed = False
-    if hasattr(os, "sched_setscheduler") and os.environ.get(SWITCH) != "0":
+    if wanted and hasattr(os, "sched_setscheduler") and os.environ.get(SWITCH) != "0":
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
             allowed = True

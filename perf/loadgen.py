@@ -1,6 +1,6 @@
 """Load generators side by side against one mock server: CPU, and the error of what they report.
 
-    python -m perf.loadgen [--clients tokenyield,C,vllm,GuideLLM,AIPerf] [--out FILE] [--quick]
+    python -m perf.loadgen [--clients tokenyield,real-time,C,vllm,GuideLLM,AIPerf] [--out FILE] [--quick]
 
 Each case is a closed loop: every stream makes two requests of 100 chunks, 20 ms between chunks. The truth is the mock's log
 (the kernel's receive stamp of each request, the clock before each write). CPU is that of the client's whole process tree,
@@ -29,7 +29,7 @@ import numpy as np
 from bench.engines.processes import descendants
 from bench.load.mock import Delay, MockConfig, Truth, read_truth, running_mock
 from bench.load.self_test import TimingError, machine_name, pacing_test
-from perf.loadgen_clients import ALL, Case, Client, child_environment, named
+from perf.loadgen_clients import ALL, Case, Client, InC, Ours, OursRealTime, child_environment, named
 
 CASES = ((64, False), (256, False), (1000, False), (1000, True))
 NUM_CHUNKS, ITL_S, TTFT_S = 100, 0.02, 0.05
@@ -242,8 +242,8 @@ def rounds_of(found: dict[str, Any]) -> list[float]:
 def verdict(data: dict[str, Any]) -> int:
     """The targets, judged on what is there. 1 when one is missed."""
     clients = data["clients"]
-    ours, in_c = clients.get("tokenyield", {}), clients.get("C (epoll)", {})
-    peers = [c for n, c in clients.items() if n not in ("tokenyield", "C (epoll)") and "cases" in c]
+    ours, in_c = clients.get(Ours.name, {}), clients.get(InC.name, {})
+    peers = [c for n, c in clients.items() if n not in (Ours.name, OursRealTime.name, InC.name) and "cases" in c]
     missed = 0
 
     def check(what: str, value: float, limit: float) -> None:

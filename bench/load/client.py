@@ -6,6 +6,7 @@ Nothing is decided here that the schedule does not say: which request is due whe
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import os
 import ssl
@@ -229,11 +230,17 @@ class Client:
         """A request is over. In a closed loop a 429's Retry-After is honoured: the slot rests that long."""
         if hold_s > 0 and self.due_is_free and not self.stopping:
             self.num_held += 1
-            self.loop.call_later(min(hold_s, _MAX_HOLD_S), self._release_held)
+            hold_s = min(hold_s, _MAX_HOLD_S)
+            until_ns = time.monotonic_ns() + round(hold_s * 1e9)
+            self.loop.call_later(hold_s, functools.partial(self._release_held, until_ns))
         else:
             self._release()
 
-    def _release_held(self) -> None:
+    def _release_held(self, until_ns: int) -> None:
+        left_s = (until_ns - time.monotonic_ns()) / 1e9
+        if left_s > 0 and not self.stopping:  # an event loop counts from when its turn began, which may be a while ago
+            self.loop.call_later(left_s, functools.partial(self._release_held, until_ns))
+            return
         self.num_held -= 1
         self._release()
 

@@ -11,21 +11,20 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import mmap
 import os
-import platform
+import re
 import select
-import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.load.compiled_memory import KNOWN_BYTES, MOST_BYTES, SLOT_BYTES, SLOT_READS, TOUCHED_BYTES, Memory
 from bench.load.share import Limits
-from bench.load.wire import HEAD_LIMIT_BYTES, SSE_END, Framing, read_head
+from bench.load.wire import HEAD_LIMIT_BYTES, SSE_END, Framing, Head, read_head
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,14 +32,8 @@ if TYPE_CHECKING:
     from bench.load.client import Client
     from bench.load.connection import Connection
 
-#: Bytes of one connection's buffer; beyond ``_MOST_BYTES`` a part is written out, so a read has 64 KiB at least.
-_SLOT_BYTES, _MOST_BYTES = 1 << 17, 1 << 16
-#: Reads that a buffer's stamps have room for.
-_SLOT_READS = 1024
-#: Of a new connection's buffer, so that the first answers find their memory there.
-_TOUCHED_BYTES = 1 << 15
-#: Events of one wait: few enough that a send that is due meanwhile does not wait for long.
-_EVENTS = 128
+#: What may differ from head to head of one server.
+_DATE = re.compile(rb"\r\ndate:([^\r\n]*)\r\n", re.IGNORECASE)
 #: Events that Python handles (some 30 us each) before compiled code reads again, so that a crowd of heads and ends does
 #: not let the chunks of other answers merge.
 _PER_TURN = 4
@@ -48,79 +41,12 @@ _PER_TURN = 4
 MOST_CONNECTIONS = 4096
 
 
-def load_kernels() -> tuple[Any, float]:
-    """(the compiled functions, seconds that it took to load or compile them). A first compilation takes some seconds
-    and is kept on disk.
-
-    Raises:
-        RuntimeError: this machine has no such path; the text says why.
-    """
-    if not sys.platform.startswith("linux") or struct.calcsize("P") != 8:
-        raise RuntimeError("no compiled path: it needs Linux on a 64-bit machine")
-    if platform.machine() not in ("x86_64", "aarch64"):
-        raise RuntimeError(f"no compiled path for {platform.machine()}")
-    started = time.monotonic()
-    try:
-        from bench.load import receive_kernels as kernels
-    except ImportError as e:
-        raise RuntimeError(f"no compiled path: {e}") from e
-    with select.epoll() as poll:
-        memory = _Memory(kernels, 1)
-        kernels.receive(poll.fileno(), 0, *memory.arguments)
-        kernels.overdue(memory.table, 0, 1, 1, 1, memory.out)
-        kernels.walk(memory.data[0], 0, 0)
-    return kernels, time.monotonic() - started
-
-
-def _lazy(shape: tuple[int, int], dtype: Any) -> np.ndarray:
-    """An array whose pages come one by one, when they are touched: huge pages would be cleared in the hot path."""
-    pages = mmap.mmap(-1, shape[0] * shape[1] * np.dtype(dtype).itemsize)
-    with contextlib.suppress(AttributeError, OSError):
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, dtype=dtype).reshape(shape)
-
-
-class _Memory:
-    """What the compiled code works on. Pages are touched only as far as answers reach."""
-
-    def __init__(self, kernels: Any, num: int) -> None:
-        self.table = np.zeros((num, kernels.NUM_COLUMNS), dtype=np.int64)
-        self.slots = np.full(1024, -1, dtype=np.int32)
-        self.data = _lazy((num, _SLOT_BYTES), np.uint8)
-        self.stamps = _lazy((num, 2 * _SLOT_READS), np.int64)
-        self.ends = _lazy((num, _SLOT_READS), np.uint32)
-        self.scratch = np.zeros(kernels.NUM_SCRATCH, dtype=np.int64)
-        self.out = np.zeros((max(num, _EVENTS) + 1, 3), dtype=np.int64)
-        at = self.scratch.ctypes.data
-        self.scratch[kernels.MSG + 2] = at + 8 * kernels.IOV
-        self.scratch[kernels.MSG + 3] = 1
-        self.scratch[kernels.MSG + 4] = at + 8 * kernels.CONTROL
-        self.events = np.zeros(kernels.EVENT_WORDS * _EVENTS, dtype=np.uint32)
-        self.tail = np.frombuffer(SSE_END, dtype=np.uint8)
-        self._views()
-
-    def _views(self) -> None:
-        self.data_bytes = self.data.reshape(-1).data
-        self.stamp_bytes = self.stamps.reshape(-1).data.cast("B")
-        self.end_words = self.ends.reshape(-1).data
-        self.arguments = (
-            self.events, self.table, self.slots, self.data, self.stamps, self.ends, _MOST_BYTES, self.scratch,
-            self.tail, self.out,
-        )  # fmt: skip
-
-    def know_descriptor(self, fd: int, slot: int) -> None:
-        while fd >= len(self.slots):
-            self.slots = np.append(self.slots, np.full(len(self.slots), -1, dtype=np.int32))
-            self._views()
-        self.slots[fd] = slot
-
-
 class CompiledReads:
     """Connections of one client on the compiled path, and the loop that serves them while requests run."""
 
     def __init__(self, client: Client, kernels: Any, num_connections: int) -> None:
         self.client, self.kernels = client, kernels
-        self.memory = _Memory(kernels, min(MOST_CONNECTIONS, max(64, num_connections)))
+        self.memory = Memory(kernels, min(MOST_CONNECTIONS, max(64, num_connections)))
         self.table = self.memory.table
         num = len(self.table)
         self.conns: list[Connection | None] = [None] * num
@@ -133,6 +59,7 @@ class CompiledReads:
         self.serial = itertools.count()
         self.callbacks: dict[int, Callable[[], None]] = {}
         self.num_responses = 0
+        self.known_head: Head | None = None
 
     # Connections
 
@@ -147,7 +74,7 @@ class CompiledReads:
         self.table[slot, self.kernels.FD] = fd
         self.table[slot, self.kernels.MODE] = self.kernels.IDLE
         self.conns[slot], conn.slot = conn, slot
-        self.memory.data[slot, :_TOUCHED_BYTES:4096] = 0
+        self.memory.data[slot, :TOUCHED_BYTES:4096] = 0
         self.poll.register(fd, self._mask)
         return True
 
@@ -174,6 +101,7 @@ class CompiledReads:
 
     def release(self, conn: Connection) -> None:
         """Let go of a connection. What its answer has brought so far moves to the connection's own buffers."""
+        self._take_known(conn, conn.slot)
         slot, conn.slot = conn.slot, -1
         self.pull(conn, slot)
         with contextlib.suppress(OSError, ValueError):
@@ -186,11 +114,11 @@ class CompiledReads:
     def raw(self, slot: int) -> tuple[memoryview, memoryview, memoryview]:
         """(stamps as bytes, ends, bytes) of what the slot holds: views, good until the next read."""
         used, num = self.table[slot, 1:3].tolist()
-        m, at = self.memory, slot * _SLOT_READS
+        m, at = self.memory, slot * SLOT_READS
         return (
             m.stamp_bytes[16 * at : 16 * (at + num)],
             m.end_words[at : at + num],
-            m.data_bytes[slot * _SLOT_BYTES : slot * _SLOT_BYTES + used],
+            m.data_bytes[slot * SLOT_BYTES : slot * SLOT_BYTES + used],
         )
 
     def num_reads(self, slot: int) -> int:
@@ -218,6 +146,7 @@ class CompiledReads:
         """What compiled code leaves to Python, for one connection. More may have come since: what holds is the slot's
         state now."""
         k = self.kernels
+        self._take_known(conn, slot)
         why = reason & ~k.MORE
         if why <= k.FULL:
             self._received(conn, slot, why)
@@ -250,7 +179,7 @@ class CompiledReads:
                 self._look(conn, slot)
         if conn.slot == slot and conn.item >= 0:
             used, num = self.table[slot, 1:3].tolist()
-            if used > _MOST_BYTES or num == _SLOT_READS:
+            if used > MOST_BYTES or num == SLOT_READS:
                 self._write_part(conn, slot)
 
     def _head(self, conn: Connection, slot: int) -> None:
@@ -267,12 +196,33 @@ class CompiledReads:
                 self.demote(conn)
             return
         conn.take_head(head)
+        self._remember(head, bytes(data[: head.body_at]))
         row[k.MODE], row[k.BODY_AT], row[k.WALK_AT] = k.BODY, head.body_at, head.body_at
         if data[-len(SSE_END) :] == SSE_END:
             self.num_responses += 1
             conn.finish(None, "")
         else:
             self._look(conn, slot)
+
+    def _remember(self, head: Head, raw: bytes) -> None:
+        """Know this head by sight from now on: most servers' heads differ in their date alone."""
+        m = self.memory
+        if head.status != 200 or head.close or head.retry_after_s is not None or len(raw) > KNOWN_BYTES:
+            return
+        m.known[: len(raw)] = np.frombuffer(raw, dtype=np.uint8)
+        m.varies[:] = 0
+        date = _DATE.search(raw)
+        if date is not None:
+            m.varies[date.start(1) : date.end(1)] = 1
+        m.scratch[self.kernels.KNOWN_BYTES] = len(raw)
+        self.known_head = head
+
+    def _take_known(self, conn: Connection, slot: int) -> None:
+        """Compiled code went past a head that it knew: the connection learns of it when Python first needs it."""
+        if conn.framing == Framing.HEAD and self.table[slot, self.kernels.MODE] == self.kernels.BODY:
+            assert self.known_head is not None
+            # another head may have become the known one since
+            conn.take_head(replace(self.known_head, body_at=int(self.table[slot, self.kernels.BODY_AT])))
 
     def _look(self, conn: Connection, slot: int) -> None:
         """Step over whole chunks: is this the end, or something odd?"""

@@ -1,9 +1,13 @@
-"""A page of memory shared by the driver and its sending processes: start, stop and progress, without messages."""
+"""A page of memory shared by the driver and its sending processes: start, stop and progress; and a pipe in which a process
+says that it is a step further, so that the driver need not look often."""
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import select
+import time
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -55,6 +59,35 @@ class Control:
         return bool((self.workers[:, self.STATE] >= state).all())
 
 
-def serve_state(words: Any, state: State) -> None:
+class Bell:
+    """The driver's end of the pipe. Rings when a process is a step further, or has ended."""
+
+    def __init__(self) -> None:
+        self._read, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        self._poll = select.poll()
+        self._poll.register(self._read, select.POLLIN)
+        self._hung_up = False
+
+    def started(self) -> None:
+        """Every process has its end now; this one lets go of it."""
+        os.close(self.write_fd)
+        self.write_fd = -1
+
+    def wait(self, limit_s: float) -> None:
+        """Until it rings, ``limit_s`` at the most."""
+        if self._hung_up:
+            time.sleep(min(limit_s, 0.01))
+        elif self._poll.poll(limit_s * 1e3):
+            self._hung_up = not os.read(self._read, 4096)
+
+    def close(self) -> None:
+        os.close(self._read)
+        if self.write_fd >= 0:
+            os.close(self.write_fd)
+
+
+def tell_state(words: Any, state: State, bell_fd: int) -> None:
     """Tell the driver how far this worker is."""
     words[Control.STATE] = int(state)
+    with contextlib.suppress(OSError):  # full: it has been rung often enough; broken: nobody listens any more
+        os.write(bell_fd, b"\1")

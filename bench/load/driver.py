@@ -22,12 +22,13 @@ import numpy as np
 from bench.errors import BenchError, StoreError
 from bench.load import schedule as schedules
 from bench.load.compiled_reads import MOST_CONNECTIONS
-from bench.load.control import Control, State, Stop
+from bench.load.control import Bell, Control, State, Stop
 from bench.load.honesty import assess
 from bench.load.options import LoadOptions, LoadResult, Progress
 from bench.load.prepare import (
     build_share,
     choose_num_processes,
+    is_local,
     limited_by_rule,
     pick_address,
     raise_file_limit,
@@ -39,7 +40,9 @@ from bench.records import RequestRecord, Schedule, StopRule
 
 __all__ = ["Driver", "LoadOptions", "LoadResult", "Progress", "drive"]
 
-_POLL_S, _STEP_POLL_S = 0.2, 0.1
+#: Between two looks at the shared page, which cost some 200 us each: while nothing can end the run but its end, of which the
+#: workers tell; while somebody watches or a count may end it; with concurrency steps over several processes.
+_REST_S, _POLL_S, _STEP_POLL_S = 1.0, 0.2, 0.1
 _START_LIMIT_S = 60.0
 _LEAD_S = 0.02
 
@@ -64,6 +67,7 @@ class Driver:
         self.num = choose_num_processes(schedule, options.num_processes)
         self.processes: list[subprocess.Popen[bytes]] = []
         self.semaphore: int | None = None
+        self.bell = Bell()
         self.num_warmup = sum(r.phase == "warmup" for r in schedule.requests)
         self.num_total = 0
         self.step_limit = schedule.max_in_flight
@@ -88,6 +92,7 @@ class Driver:
             ) from e
         finally:
             self._end_processes()
+            self.bell.close()
             if self.semaphore is not None:
                 os.close(self.semaphore)
             if sys.exc_info()[0] is not None:
@@ -114,9 +119,11 @@ class Driver:
             dump(self.scratch, f"asked.{rank}.pickle", asked_of({int(p): schedule.requests[p] for p in mine}))
         most = max((c for _, c in steps), default=0) if steps else limit
         connections = min(self.num_total, most if most is not None else 64, self.options.preconnect)
+        address = pick_address(resolve(self.target), self.options.limits.connect_s)
+        real_time = self.options.real_time
         spec = WorkerSpec(
             target=self.target,
-            address=pick_address(resolve(self.target), self.options.limits.connect_s),
+            address=address,
             limits=self.options.limits,
             num_workers=self.num,
             num_connections=-(-connections // self.num),
@@ -128,13 +135,15 @@ class Driver:
             exact_osl=self.options.exact_osl,
             cpus=self.options.cpus,
             parent_pid=os.getpid(),
+            bell_fd=self.bell.write_fd,
+            real_time=is_local(address) if real_time is None else real_time,
             compiled=wants_compiled(schedule, self.options, allowed),
             most_connections=min(self.num_total, -(-(most if most is not None else MOST_CONNECTIONS) // self.num) + 64),
         )
         dump(self.scratch, "spec.pickle", spec)
 
     def _start(self) -> None:
-        fds = () if self.semaphore is None else (self.semaphore,)
+        fds = (self.bell.write_fd,) if self.semaphore is None else (self.bell.write_fd, self.semaphore)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         env.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
         for rank in range(self.num):
@@ -152,6 +161,7 @@ class Driver:
                         start_new_session=True,
                     )
                 )
+        self.bell.started()
 
     def _watch(self) -> int:
         """From readiness to the last response. Returns the main part's start (ns)."""
@@ -170,10 +180,8 @@ class Driver:
         """Until all workers reach ``state``; ``ends`` asks for an early end, after which the drain limit holds."""
         control, abort_at = self.control, None
         began = time.monotonic()
-        pause_s = 0.005  # short runs are not made long by waiting for them
         while not control.all_at_least(state):
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.2, _POLL_S if self.schedule.in_flight_steps is None else _STEP_POLL_S)
+            self.bell.wait(self._pause_s(stage))
             self._check_alive()
             if abort_at is None and ends():
                 if stage == "connect":
@@ -185,6 +193,18 @@ class Driver:
                 control.header[Control.STOP] = int(Stop.ABORT)
             if self.on_progress is not None:
                 self.on_progress(self._progress(began, stage))
+
+    def _pause_s(self, stage: str) -> float:
+        """How long the driver may rest before it has to look for itself."""
+        if self.schedule.in_flight_steps is not None:
+            return _STEP_POLL_S
+        rule = self.schedule.stop
+        if stage != "main" or self.on_progress is not None or rule.min_requests > 0 or rule.min_duration_s > 0:
+            return _POLL_S
+        if rule.max_duration_s is None:
+            return _REST_S
+        elapsed = (time.monotonic_ns() - int(self.control.header[Control.MAIN_START_NS])) / 1e9
+        return min(_REST_S, max(rule.max_duration_s - elapsed, 0.001))
 
     def _progress(self, began: float, stage: str) -> Progress:
         c = self.control

@@ -42,7 +42,7 @@ class Honesty:
 
     Args:
         send_lateness: sent - due, of requests with a due time. With a concurrency cap, queueing is part of it.
-        loop_lag: lateness of a timer, five to ten times a second.
+        loop_lag: lateness of a timer, two to ten times a second.
         read_lag: from the kernel's receive stamp to the moment when this process handled the bytes (once a request).
         cpu_share: CPU time / wall time of each process while the main part ran, sending and stamping only.
         chunks_per_read: SSE events with tokens for each read that brought any.

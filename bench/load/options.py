@@ -29,6 +29,8 @@ class LoadOptions:
         capacity_chunks_per_s: receive path -> this client's measured capacity on this machine, for the verdict.
         receive_path: "compiled" reads plain connections in machine code (Linux; elsewhere and over TLS the event loop does
             it), "auto" does so where enough chunks are expected to be worth loading it. The result says which it was.
+        real_time: run the sending processes before ordinary ones where the kernel allows it (``bench.priority``). None: where
+            the server is on this machine, and may want the cores that they run on.
         keep_raw: leave the scratch folder (raw responses) and report where it is.
     """
 
@@ -43,6 +45,7 @@ class LoadOptions:
     scratch_parent: str | None = None
     keep_raw: bool = False
     receive_path: Literal["auto", "compiled", "event_loop"] = "auto"
+    real_time: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 
@@ -75,6 +76,12 @@ def build_share(schedule: Schedule, positions: np.ndarray, body_at: np.ndarray) 
         is_warmup=np.asarray([r.phase == "warmup" for r in requests], dtype=bool),
         body_at=body_at,
     )
+
+
+def is_local(address: Address) -> bool:
+    """Whether the server runs on this machine."""
+    family, where = address
+    return family == getattr(socket, "AF_UNIX", None) or ipaddress.ip_address(where[0].split("%")[0]).is_loopback
 
 
 def pick_address(addresses: list[Address], limit_s: float) -> Address:

@@ -3,7 +3,7 @@
 The calls are libc's own, so a read costs what it costs in C; Python is entered only where a decision is needed: a head
 to read, a response that may be complete, a full buffer, an error, or another descriptor that became ready.
 
-Linux on 64-bit machines only (the layouts below are theirs). Import it only through ``compiled_reads.load_kernels``.
+Linux on 64-bit machines only (the layouts below are theirs). Import it only through ``compiled_memory.load_kernels``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ NEED, DONE, ODD = range(3)
 #: struct epoll_event is packed on x86 alone: 32-bit words an event, and the word that holds the descriptor.
 EVENT_WORDS, EVENT_FD = (3, 1) if platform.machine() == "x86_64" else (4, 2)
 #: Layout of ``scratch`` (int64): msghdr (7 words), iovec (2), control message (4), timespec (2).
-MSG, IOV, CONTROL, CLOCK, NUM_SCRATCH = 0, 7, 9, 13, 15
+#: Then the length of the head that is known by sight (0: none yet).
+MSG, IOV, CONTROL, CLOCK, KNOWN_BYTES, NUM_SCRATCH = 0, 7, 9, 13, 15, 16
 
 #: Of one read. A buffer holds two, so that a part to write out can end where a read ended.
 READ_BYTES = 65536
@@ -107,6 +108,15 @@ def _ends_with(data: Any, used: int, tail: Any) -> bool:
 
 
 @_compiled
+def _is_known(data: Any, known: Any, varies: Any, n: int) -> bool:
+    """Whether ``data`` begins with the known head: equal byte for byte, but for any printable ones where it varies."""
+    for j in range(n):  # noqa: SIM110 - compiled code has no all()
+        if data[j] != known[j] and not (varies[j] and 32 <= data[j] <= 126):
+            return False
+    return True
+
+
+@_compiled
 def _stamp(scratch: Any, scratch_at: int, out: Any, k: int) -> None:
     """The kernel's stamp of the read just made, else the clock's (CLOCK_REALTIME)."""
     if scratch[MSG + 5] >= _STAMP_SPACE and scratch[CONTROL + 1] == _STAMP_HEADER:
@@ -119,7 +129,18 @@ def _stamp(scratch: Any, scratch_at: int, out: Any, k: int) -> None:
 
 
 @_compiled
-def _read(row: Any, data: Any, stamps: Any, ends: Any, most: int, scratch: Any, scratch_at: int, tail: Any) -> int:
+def _read(
+    row: Any,
+    data: Any,
+    stamps: Any,
+    ends: Any,
+    most: int,
+    scratch: Any,
+    scratch_at: int,
+    tail: Any,
+    known: Any,
+    varies: Any,
+) -> int:
     """One read of one connection. 0: nothing that Python needs to see, MORE: the same, and there may be more to read,
     -1: nothing to read, else the reason."""
     used, n = row[USED], row[NUM_READS]
@@ -146,7 +167,12 @@ def _read(row: Any, data: Any, stamps: Any, ends: Any, most: int, scratch: Any, 
     row[NUM_READS] = n
     more = MORE if got == room else 0
     if row[MODE] == HEAD:
-        return AT_HEAD | more
+        size = scratch[KNOWN_BYTES]
+        if size == 0 or used < size or not _is_known(data, known, varies, size):
+            return AT_HEAD | more
+        row[MODE], row[BODY_AT], row[WALK_AT] = BODY, size, size
+        if used == size:
+            return more
     if row[MODE] == IDLE:
         return UNASKED
     if data[used - 1] == 10 and data[used - 2] == 13 and data[used - 3] == 10 and data[used - 4] == 13:
@@ -169,6 +195,8 @@ def receive(
     most: int,
     scratch: Any,
     tail: Any,
+    known: Any,
+    varies: Any,
     out: Any,
 ) -> int:
     """Wait and read until something needs Python; how many rows of ``out`` say what.
@@ -182,6 +210,7 @@ def receive(
         data, stamps, ends: (connections, bytes) uint8, (connections, 2 x reads) int64, (connections, reads) uint32.
         most: bytes beyond which a response has to be written out.
         tail: how a complete SSE answer ends.
+        known, varies: the head of an answer that Python has read, and where another such head may differ; uint8.
         out: (events + 1, 3) int64: row, reason, errno; or descriptor, 0, 0 for other descriptors.
 
     Returns:
@@ -207,7 +236,9 @@ def receive(
             again = (flags & _HANG_UP) != 0
             reason = MORE
             while reason == MORE or (again and reason == 0):
-                reason = _read(table[slot], data[slot], stamps[slot], ends[slot], most, scratch, scratch_at, tail)
+                reason = _read(
+                    table[slot], data[slot], stamps[slot], ends[slot], most, scratch, scratch_at, tail, known, varies
+                )
             if reason > 0:
                 if again and reason not in (ENDED, LOST):
                     reason |= MORE

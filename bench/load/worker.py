@@ -26,8 +26,8 @@ import numpy as np
 from bench.errors import BenchError
 from bench.load.client import Client
 from bench.load.clocks import ClockOffsets
-from bench.load.compiled_reads import load_kernels
-from bench.load.control import Control, State, Stop, serve_state
+from bench.load.compiled_memory import load_kernels
+from bench.load.control import Control, State, Stop, tell_state
 from bench.load.parse import Asked, parse_outcome
 from bench.load.share import Limits, Share
 from bench.load.spill import SpillWriter, read_spill
@@ -55,6 +55,8 @@ class WorkerSpec:
     exact_osl: bool
     cpus: tuple[int, ...] | None
     parent_pid: int
+    bell_fd: int
+    real_time: bool
     compiled: bool = False
     most_connections: int = 64
 
@@ -129,7 +131,7 @@ class Worker:
             num_connections=spec.most_connections,
         )
         try:
-            with frozen_gc(), real_time() as prompt:
+            with frozen_gc(), real_time(wanted=spec.real_time) as prompt:
                 cpu, wall = loop.run_until_complete(self._live(client))
         finally:
             client.close()
@@ -169,14 +171,14 @@ class Worker:
 
     async def _live(self, client: Client) -> tuple[int, int]:
         await client.connect(self.spec.num_connections)
-        serve_state(self.words, State.READY)
+        tell_state(self.words, State.READY, self.spec.bell_fd)
         rows = np.flatnonzero(self.share.is_root)
         warm = rows[self.share.is_warmup[rows]]
         if not await self._wait_for(1):
             return 0, 1
         if len(warm):
             await client.serve(warm, time.monotonic_ns())
-        serve_state(self.words, State.WARM)
+        tell_state(self.words, State.WARM, self.spec.bell_fd)
         if not await self._wait_for(2):
             return 0, 1
         cpu, wall = _cpu_ns(), time.monotonic_ns()
@@ -184,7 +186,7 @@ class Worker:
         client.measures.read_lag_ns = client.measures.read_lag_ns[:0]
         await client.serve(rows[~self.share.is_warmup[rows]], int(self.control.header[Control.MAIN_START_NS]))
         used = _cpu_ns() - cpu, max(time.monotonic_ns() - wall, 1)
-        serve_state(self.words, State.SENT)
+        tell_state(self.words, State.SENT, self.spec.bell_fd)
         return used
 
     async def _wait_for(self, go: int) -> bool:
@@ -264,7 +266,7 @@ def main(scratch: str, rank: str) -> None:
     try:
         worker = Worker(folder, int(rank))
         worker.parse(worker.send())
-        serve_state(worker.words, State.PARSED)
+        tell_state(worker.words, State.PARSED, worker.spec.bell_fd)
     except BenchError as e:
         (folder / f"failed.{rank}").write_text(str(e))
         raise SystemExit(1) from None

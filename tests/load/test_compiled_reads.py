@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.load.compiled_reads import load_kernels
+from bench.load.compiled_memory import load_kernels
 from bench.load.mock import Delay, Fault, read_truth
 from bench.load.mock_config import FAULT_KINDS
 from bench.load.schedule import closed_loop, open_loop
