@@ -122,17 +122,20 @@ def with_hand_over(inputs: SimInputs, interval_s: float) -> SimInputs:
 
 
 def predict(
-    run: RunReader, profile: Profile, interval_s: float, simulate: Callable[[SimInputs], SimResult]
+    run: RunReader,
+    profile: Profile,
+    interval_s: float,
+    simulate: Callable[[SimInputs], SimResult],
+    num_engines: int = 1,
 ) -> Compared:
-    """Simulate the requests of ``run`` and compare."""
+    """Simulate the requests of ``run``, on so many data-parallel engines of the profile, and compare."""
     spec = CellSpec.model_validate(run.manifest["cell"])
     records = run.requests()
     model, hardware = load_model(spec.model), load_hardware(profile.layout.hardware)
     step_time = build_step_time(model, hardware, max_num_seqs=64, enforce_eager=True, profile=profile)
     before, after = step_time.request_overhead_s()
-    fleet = Fleet(
-        (Replica(scheduler_config(run), step_time.coefficients()),), request_before_s=before, request_after_s=after
-    )
+    engine = Replica(scheduler_config(run), step_time.coefficients())
+    fleet = Fleet((engine,) * num_engines, "least_loaded", request_before_s=before, request_after_s=after)
     whole = build_schedule(spec, seed=int(run.manifest["seed"]), vocab_size=model.vocab_size, base=None)
     done = {r.index for r in records}
     kept = [i for i, r in enumerate(whole.requests) if r.index in done]
