@@ -19,6 +19,7 @@ LABELS = {"64": "64", "256": "256", "1000": "1,000", "1000 in step": "1,000 in s
 # Okabe and Ito's colours, told apart by the colour-blind too.
 COLOURS = {
     "tokenyield": "#0072B2",
+    "real-time tokenyield": "#56B4E9",
     "C (epoll)": "#000000",
     "vllm bench serve": "#E69F00",
     "GuideLLM": "#009E73",
@@ -120,7 +121,14 @@ def picture(data: dict[str, Any]) -> None:
 
 def main() -> None:
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCE
-    data = json.loads(source.read_text())
+    try:
+        data = json.loads(source.read_text())
+    except (OSError, ValueError) as e:
+        print(
+            f"{source}: {getattr(e, 'strerror', None) or f'not JSON ({e})'}; write it with python -m perf.loadgen",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     picture(data)
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.load.compiled_memory import load_kernels
+from bench.load.compiled_memory import Memory, load_kernels
 from bench.load.mock import Delay, Fault, read_truth
 from bench.load.mock_config import FAULT_KINDS
 from bench.load.schedule import closed_loop, open_loop
@@ -117,3 +120,87 @@ def test_bursts_larger_than_the_buffers(serve_mock: Callable[..., Any]) -> None:
     result.close()
     assert {(r.error, r.osl) for r in result.records} == {(None, 1500)}
     assert tokens == 36 * 1500 and result.honesty.compiled_ratio == 1.0
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ndate: %b\r\nserver: x\r\ntransfer-encoding: chunked\r\n\r\n"
+DATES = (b"Mon, 01 Jan 2024 00:00:00 GMT", b"Tue, 02 Jan 2024 23:59:59 GMT")
+
+
+class OneConnection:
+    """A connection that waits for an answer, and a known head; ``read`` is what compiled code says of bytes that come."""
+
+    def __init__(self, kernels: Any) -> None:
+        self.kernels, self.memory, self.poll = kernels, Memory(kernels, 1), select.epoll()
+        self.ours, self.server = socket.socketpair()
+        self.ours.setblocking(False)
+        fd = self.ours.fileno()
+        self.memory.know_descriptor(fd, 0)
+        self.row = self.memory.table[0]
+        self.row[kernels.FD], self.row[kernels.MODE] = fd, kernels.HEAD
+        self.poll.register(fd, select.EPOLLIN | select.EPOLLET)
+        known = HEAD % DATES[0]
+        self.memory.known[: len(known)] = np.frombuffer(known, dtype=np.uint8)
+        at = known.index(DATES[0])
+        self.memory.varies[at : at + len(DATES[0])] = 1
+        self.memory.scratch[kernels.KNOWN_BYTES] = len(known)
+
+    def read(self, data: bytes) -> int | None:
+        """The reason for which Python is needed, None for none."""
+        self.server.sendall(data)
+        found = self.kernels.receive(self.poll.fileno(), 0, *self.memory.arguments)
+        return int(self.memory.out[0, 1]) if found else None
+
+    def __enter__(self) -> OneConnection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thing in (self.poll, self.ours, self.server):
+            thing.close()
+
+
+def test_a_known_head_needs_no_python(kernels: Any) -> None:
+    for rest in (b"", b"5\r\nhello\r\n"):
+        with OneConnection(kernels) as c:
+            assert c.read(HEAD % DATES[1] + rest) is None
+            assert c.row[kernels.MODE] == kernels.BODY
+            assert c.row[kernels.BODY_AT] == c.row[kernels.WALK_AT] == len(HEAD % DATES[1])
+    with OneConnection(kernels) as c:
+        assert c.read(HEAD % DATES[1] + b"5\r\nhello\r\n0\r\n\r\n") == kernels.LOOK
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        (HEAD % DATES[1]).replace(b"server: x", b"server: y"),
+        (HEAD % DATES[1]).replace(b"200 OK", b"201 OK"),
+        (HEAD % DATES[1]).replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"),
+        HEAD % b"Mon, 01 Jan 2024 00:00:00\r\nAB",  # as long as a date, and a header of its own
+        HEAD % DATES[1][:-1],
+        (HEAD % DATES[1])[:-3],
+    ],
+)
+def test_another_head_is_python_s(kernels: Any, head: bytes) -> None:
+    with OneConnection(kernels) as c:
+        assert c.read(head) == kernels.AT_HEAD
+        assert c.row[kernels.MODE] == kernels.HEAD
+
+
+def test_heads_that_change_between_answers(serve_mock: Callable[..., Any]) -> None:
+    """Answers whose head is known by sight and others take turns on one connection; records cannot tell which was which."""
+    faults = (Fault("http_500", every=3), Fault("until_close", every=5))
+    with serve_mock(faults=faults) as url:
+        seen = {}
+        for path in PATHS:
+            result = run(url, closed_loop(make_requests(60), 4), options={"receive_path": path})
+            result.close()
+            seen[path] = sorted((r.index, r.error, r.osl, r.http_status) for r in result.records)
+    assert seen["compiled"] == seen["event_loop"]
+
+
+def test_where_no_folder_can_be_written_the_path_is_compiled_each_time(kernels: Any) -> None:
+    """numba refuses to cache a function that has no file beside which, or in whose name, it could: as on a read-only disk."""
+    names: dict[str, Any] = {}
+    exec("def double(x):\n    return 2 * x\n", names)
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        numba.njit(cache=True)(names["double"])
+    assert kernels._compiled(names["double"])(21) == 42
