@@ -9,7 +9,7 @@ EVIDENCE ?=
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test perf accuracy validate-sim worked-example kernels gpu-evidence lint clean
+.PHONY: help setup bench test perf accuracy validate-sim validate-fleet worked-example kernels gpu-evidence lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ accuracy: setup ## how far predictions are from published measurements
 
 validate-sim: setup ## calibrate on this machine, predict what was not run, run it, compare
 	$(BIN)/python scripts/validate_sim.py
+
+validate-fleet: setup ## a simulated fleet of two engines against a real one
+	$(BIN)/python -m scripts.validate_fleet
 
 worked-example: setup ## write docs/self-host-or-api.md anew from configs/
 	$(BIN)/python scripts/worked_example.py
