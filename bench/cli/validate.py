@@ -24,12 +24,14 @@ def command(experiment: str, as_json: bool) -> int:
     from bench.runner.local import estimate_s, missing_runs
     from bench.runner.models import load_archs
     from bench.runner.results import cell_state, experiment_folder
+    from bench.runner.simulated import check_simulated
 
     loaded = load(experiment)
     machine = this_machine()
     check_telemetry(loaded, machine)
     check_engine_args(loaded)
     archs = load_archs([c.spec.model for c in loaded.cells])
+    check_simulated(loaded, archs)
     folder = experiment_folder(loaded.experiment.name)
     rows: list[dict[str, Any]] = []
     states = []

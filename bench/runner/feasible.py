@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bench.config.sweep import Cell, axis_path
+from bench.config.sweep import Cell
 from bench.engines.vllm_args import wrong_argument
 from bench.runner.schedules import longest_sequence_tokens
+from bench.runner.simulated import why_not_simulated
+from bench.runner.written import where_written
 from bench.units import bytes_text
 
 if TYPE_CHECKING:
@@ -77,22 +79,8 @@ def check_engine_args(loaded: LoadedExperiment) -> None:
         seen.add(cell.engine_key)
         found = wrong_argument(cell.spec.engine.kind, cell.spec.engine_args)
         if found is not None:
-            raise loaded.document.bad(found.what, _where_written(loaded, cell, found.name), found.next_step)
-
-
-def _where_written(loaded: LoadedExperiment, cell: Cell, argument: str) -> tuple[Any, ...]:
-    """Where the experiment file says this engine argument: on an axis of the sweep, or under ``engine.args``."""
-    path, axes = ("engine", "args", argument), cell.axes_dict()
-    grid = loaded.document.data.get("sweep", {}).get("grid") or {}
-    for name, value in axes.items():
-        if axis_path(name) == path[: len(axis_path(name))]:
-            values = grid.get(name)
-            if isinstance(values, list) and value in values:
-                return ("sweep", "grid", name, values.index(value))
-            points = loaded.document.data["sweep"].get("points") or []
-            number = next((i for i, p in enumerate(points) if p.get(name) == value), 0)
-            return ("sweep", "points", number, name)
-    return path
+            where = where_written(loaded, cell, ("engine", "args", found.name))
+            raise loaded.document.bad(found.what, where, found.next_step)
 
 
 def why_not(cell: Cell, machine: Machine, arch: ModelArch | None) -> str | None:
@@ -102,8 +90,10 @@ def why_not(cell: Cell, machine: Machine, arch: ModelArch | None) -> str | None:
         arch: the model's ``bench.catalog.model.ModelArch``, None where it is not known (a hub id without a cache).
     """
     spec = cell.spec
-    if spec.engine.kind in ("endpoint", "simulated", "null"):
+    if spec.engine.kind in ("endpoint", "null"):
         return None
+    if spec.engine.kind == "simulated":
+        return why_not_simulated(spec, arch)
     if not machine.has_vllm:
         return "vLLM is not installed here (make setup)"
     need, have = spec.num_devices, machine.num_gpus if machine.num_gpus else machine.num_cores

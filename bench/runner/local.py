@@ -33,6 +33,7 @@ from bench.runner.results import (
     write_resolved,
 )
 from bench.runner.run_time import ENGINE_START_S, rough_run_s
+from bench.runner.simulated import check_simulated
 from bench.telemetry.baseline import measure_idle
 from bench.telemetry.gpus import memory_used, visible_devices, wait_for_release
 from bench.units import bytes_text, counted
@@ -146,6 +147,7 @@ class LocalRunner:
         """Run what is missing. Returns the outcome; raises BadInput before anything starts, StoreError on a full disk."""
         check_telemetry(self.loaded, self.machine)
         check_engine_args(self.loaded)
+        check_simulated(self.loaded, self.archs)
         with only_one(self.folder):
             skipped = {c.cell_id: reason for c in self.loaded.cells if (reason := self._why_not(c))}
             cells = [c for c in self.loaded.cells if c.cell_id not in skipped and (only is None or c.cell_id in only)]

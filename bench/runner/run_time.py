@@ -51,7 +51,12 @@ def rough_run_s(
     durations = [float(r.manifest["duration_s"]) for r in past if r.manifest.get("duration_s")]
     if durations:
         return sorted(durations)[len(durations) // 2] + RUN_OVERHEAD_S
-    spec = cell.spec
+    served_s = _served_s(cell.spec, machine, arch, base)
+    return RUN_OVERHEAD_S if cell.spec.engine.kind == "simulated" else served_s  # virtual seconds take none
+
+
+def _served_s(spec: CellSpec, machine: Machine, arch: ModelArch | None, base: Path | None) -> float:
+    """The guess from the arithmetic of a real engine here."""
     if isinstance(spec.load, RampLoad):
         return sum(s.duration_s for s in spec.load.segments)
     pace = _pace(spec, machine, arch)
