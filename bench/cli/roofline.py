@@ -85,7 +85,7 @@ def command(
         for phase, shape in shapes.items()
     }
     dtypes = _dtypes(arch, ceilings, quantization)
-    points, left_out = _points(results)
+    points, left_out = _points(results, gpu)
     written: list[Path] = []
     if out is not None:
         from bench.report.roofline_picture import draw_roofline
@@ -134,12 +134,13 @@ def _dtypes(arch: ModelArch, ceilings: Ceilings, quantization: str | None) -> li
     return found or [next(iter(ceilings.flops))]
 
 
-def _points(results: Path | None) -> tuple[list[Any], list[str]]:
+def _points(results: Path | None, gpu: str | None) -> tuple[list[Any], list[str]]:
     if results is None:
         return [], []
+    from bench.catalog.hardware import load_hardware
     from bench.report.roofline_cells import cell_points
 
-    return cell_points(results)
+    return cell_points(results, gpu=load_hardware(gpu).name if gpu else None)
 
 
 def _step_numbers(step: StepRoofline, shape: StepShape, dtype: str) -> dict[str, float]:

@@ -25,7 +25,7 @@ from bench.report.collect import Collected, collect, measured_ceilings, planned_
 from bench.report.layout import Layout, Placed, lay_out
 from bench.report.model import Chart, Doubt, Failure, Report, Table
 from bench.report.prediction import prediction_table, stated_intervals
-from bench.report.roofline_chart import roofline
+from bench.report.roofline_chart import rooflines
 from bench.report.timeline import timeline
 
 
@@ -129,7 +129,7 @@ def _charts(
             "only one tensor_parallel_size has results at the same load",
         ),
         ("Utilisation, memory and power over time", timeline(data, layout), "no telemetry was recorded"),
-        ("Roofline", *roofline(data.folder, data.summaries[0].facts, figures.origin_label(data.summaries))),
+        *rooflines(data.folder, [s for s in data.summaries if s.source == data.summaries[0].source]),
     )
     return [c for _, c, _ in wanted if c is not None], [(t, why) for t, c, why in wanted if c is None]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bench.analysis.efficiency import step_work
+from bench.analysis.efficiency import hardware_of, step_work
 from bench.analysis.run_facts import RunFacts, run_facts
 from bench.analysis.steps import step_columns
 from bench.analysis.summary import summary_of
@@ -19,10 +19,16 @@ from bench.report.roofline_picture import CellPoint
 from bench.store import STEPS, list_runs
 
 
-def cell_points(folder: Path) -> tuple[list[CellPoint], list[str]]:
+def cell_points(
+    folder: Path, *, cells: Collection[str] | None = None, gpu: str | None = None
+) -> tuple[list[CellPoint], list[str]]:
     """(points, reasons for runs left out) of every complete run with engine steps under an experiment's folder.
 
     A point is the mean over a cell's runs; its interval spans the runs. Raises BadInput where there is no run at all.
+
+    Args:
+        cells: ids of the cells that are looked at (None: all).
+        gpu: catalogue name of the GPU whose ceilings they are held against: cells known to be of another one are left out.
     """
     if not folder.is_dir():
         raise BadInput("no such folder", where=str(folder), next_step="give results/runs/<experiment>")
@@ -30,10 +36,14 @@ def cell_points(folder: Path) -> tuple[list[CellPoint], list[str]]:
     facts_of: dict[str, RunFacts] = {}
     left_out: list[str] = []
     found = 0
-    for cell in sorted(p for p in folder.iterdir() if p.is_dir()):
+    for cell in sorted(p for p in folder.iterdir() if p.is_dir() and (cells is None or p.name in cells)):
         for run in list_runs(cell):
             found += 1
             facts = run_facts(run)
+            device = hardware_of(facts)
+            if gpu is not None and device is not None and device.name != gpu:
+                left_out.append(f"{cell.name}/{run.folder.name}: of {device.name}, not of {gpu}")
+                continue
             table = run.table(STEPS)
             summary = summary_of(run, store=False)
             if facts.spec is None or table is None or not table.num_rows or summary.window is None:
@@ -49,12 +59,12 @@ def cell_points(folder: Path) -> tuple[list[CellPoint], list[str]]:
     if not found:
         raise BadInput("holds no runs", where=str(folder), next_step="give results/runs/<experiment>")
     points = []
-    cells = [facts_of[name] for name in rates]
-    for values, facts, axes in zip(rates.values(), cells, differences(cells), strict=True):
+    drawn = [facts_of[name] for name in rates]
+    for values, facts, axes in zip(rates.values(), drawn, differences(drawn), strict=True):
         array = np.array(values)
         spread = (float(array[:, 0].min()), float(array[:, 0].max())) if len(values) > 1 else None
         flops_per_s, bytes_per_s = (float(v) for v in array.mean(axis=0))
-        label, short = _label(facts, axes), _short(facts, axes, cells)
+        label, short = _label(facts, axes), _short(facts, axes, drawn)
         points.append(CellPoint(label, flops_per_s, bytes_per_s, facts.origin, spread, short))
     return points, left_out
 

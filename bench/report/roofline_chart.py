@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.analysis.efficiency import compute_dtype, hardware_of, why_no_steps
 from bench.analysis.run_facts import RunFacts
+from bench.analysis.summary import Summary
 from bench.catalog.hardware import Hardware
 from bench.catalog.model import load_model
 from bench.errors import BenchError
+from bench.report.figures import origin_label
 from bench.report.model import Chart
 from bench.report.roofline_cells import cell_points
 from bench.report.roofline_picture import CellPoint, KernelPoint, RooflineData
@@ -58,8 +63,30 @@ def kernel_points(path: Path, dtype: str) -> tuple[KernelPoint, ...]:
     return tuple(out)
 
 
-def roofline(folder: Path, facts: RunFacts, origin_label: str) -> tuple[Chart | None, str]:
-    """(chart, why there is none). Ceilings are measured kernels where there are some, else the data sheet."""
+def rooflines(folder: Path, summaries: Sequence[Summary]) -> list[tuple[str, Chart | None, str]]:
+    """(title, chart, why there is none) of each device that the cells of ``folder`` are of: its ceilings and its cells."""
+    devices: dict[str, list[Summary]] = {}
+    for s in summaries:
+        hardware = hardware_of(s.facts)
+        devices.setdefault(hardware.name if hardware is not None else "", []).append(s)
+    out = []
+    for device, some in devices.items():
+        chart, why = roofline(folder, some[0].facts, origin_label(some), frozenset(s.cell_id for s in some))
+        title = "Roofline"
+        if len(devices) > 1:
+            title = f"Roofline of {device or 'a device that the catalogue does not know'}"
+            chart = chart and replace(chart, name=f"roofline_{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}")
+        out.append((title, chart, why))
+    return out
+
+
+def roofline(
+    folder: Path, facts: RunFacts, label: str, cells: Collection[str] | None = None
+) -> tuple[Chart | None, str]:
+    """(chart, why there is none) of the device of ``facts`` with its ``cells`` (ids; None: all of the folder).
+
+    Ceilings are measured kernels where there are some, else the data sheet.
+    """
     path = kernel_results(folder, facts)
     hardware = hardware_of(facts)
     try:
@@ -69,7 +96,7 @@ def roofline(folder: Path, facts: RunFacts, origin_label: str) -> tuple[Chart | 
             ceilings = Ceilings.from_hardware(hardware)
         else:
             return None, "no ceilings are known for this device: run `bench kernels`"
-        points, _ = cell_points(folder)
+        points, _ = cell_points(folder, cells=cells)
         if not points or facts.spec is None:
             return None, why_no_steps(facts)
         dtype = compute_dtype(facts, load_model(facts.spec.model), ceilings)
@@ -83,7 +110,7 @@ def roofline(folder: Path, facts: RunFacts, origin_label: str) -> tuple[Chart | 
     best = max(points, key=lambda p: p.flops_per_s)
     title = f"Roofline of {ceilings.name}"
     answer = f"{_answer(best, ceilings, dtype)}{beyond}"
-    return Chart("roofline", title, answer, roofline=data, origin_label=origin_label), ""
+    return Chart("roofline", title, answer, roofline=data, origin_label=label), ""
 
 
 def _beyond_data_sheet(c: Ceilings, hardware: Hardware | None, dtype: str) -> str:

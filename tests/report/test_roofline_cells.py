@@ -81,3 +81,26 @@ def test_names_of_cells_overlap_nothing(num_cells: int) -> None:
     assert 1 <= len(named) <= num_cells and (num_cells > 5 or len(named) == num_cells)
     for a, box in enumerate(boxes):
         assert all(not box.padded(-1).overlaps(other.padded(-1)) for other in boxes[a + 1 :])
+
+
+def test_cells_of_several_gpus_are_held_against_their_own_ceilings(tmp_path: Path) -> None:
+    from bench.analysis.summary import summarise_cell
+    from bench.report.roofline_chart import rooflines
+    from bench.store import list_runs
+
+    engine = {"kind": "simulated", "gpu": "H100-SXM"}
+    sweep = {"grid": {"engine.gpu": ["H100-SXM", "A100-80-SXM"], "batch_size": [4, 64]}}
+    work = {"isl": 64, "osl": 16}
+    folder, cells = write_experiment(tmp_path, experiment(engine=engine, sweep=sweep, workload=work), repeats=1)
+    summaries = [summarise_cell(list_runs(folder / c.cell_id)) for c in cells]
+    found = rooflines(folder, summaries)
+    charts = [chart for _, chart, _ in found if chart is not None]
+    assert [c.title for c in charts] == ["Roofline of H100-SXM", "Roofline of A100-80-SXM"]
+    assert [c.name for c in charts] == ["roofline_h100_sxm", "roofline_a100_80_sxm"]
+    for chart in charts:
+        assert chart.roofline is not None and len(chart.roofline.cells) == 2
+        assert "simulated" in chart.origin_label and chart.roofline.ceilings.name in chart.title
+    (alone,) = rooflines(folder, summaries[:2])
+    assert alone[1] is not None and alone[1].name == "roofline"
+    points, left_out = cell_points(folder, gpu="A100-80-SXM")
+    assert len(points) == 2 and all("of H100-SXM, not of A100-80-SXM" in line for line in left_out)
