@@ -220,9 +220,10 @@ class CompiledReads:
     def _take_known(self, conn: Connection, slot: int) -> None:
         """Compiled code went past a head that it knew: the connection learns of it when Python first needs it."""
         if conn.framing == Framing.HEAD and self.table[slot, self.kernels.MODE] == self.kernels.BODY:
-            assert self.known_head is not None
-            # another head may have become the known one since
-            conn.take_head(replace(self.known_head, body_at=int(self.table[slot, self.kernels.BODY_AT])))
+            head, body_at = self.known_head, int(self.table[slot, self.kernels.BODY_AT])
+            assert head is not None
+            # another head, which says the same, may have become the known one since
+            conn.take_head(head if head.body_at == body_at else replace(head, body_at=body_at))
 
     def _look(self, conn: Connection, slot: int) -> None:
         """Step over whole chunks: is this the end, or something odd?"""

@@ -7,6 +7,7 @@ parts. Files are private to the user and deleted with the run's scratch folder.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from array import array
@@ -122,23 +123,36 @@ class SpillWriter:
         os.close(self._fd)
 
 
+def _content(raw: bytes, num_stamps: int, num_ends: int) -> tuple[bytes, np.ndarray, bytes]:
+    """(stamps, ends, bytes) of one entry of the file."""
+    data_at = num_stamps + 4 * num_ends
+    return raw[:num_stamps], np.frombuffer(raw[num_stamps:data_at], dtype=np.uint32).astype(np.int64), raw[data_at:]
+
+
 def read_spill(path: Path) -> Iterator[Outcome]:
-    """Outcomes in the order of their ends. Parts of one response are joined."""
+    """Outcomes in the order of their ends. Parts of one response are joined when it ends: until then only where they are is
+    kept, so that memory does not grow with the number of long answers that were under way at a time."""
     if not path.exists():
         return
-    parts: dict[int, list[tuple[bytes, np.ndarray, bytes]]] = {}
+    parts: dict[
+        int, list[tuple[int, int, int, int]]
+    ] = {}  # position -> (place in the file, bytes of stamps, ends, bytes)
     with open(path, "rb", buffering=1 << 20) as f:
         while len(head := f.read(_HEAD.size)) == _HEAD.size:
             kind, position, due, sent, connect, end, code, flags, *sizes = _HEAD.unpack(head)
             num_text, num_stamps, num_ends, num = sizes
-            text, stamps = f.read(num_text), f.read(num_stamps)
-            ends = np.frombuffer(f.read(4 * num_ends), dtype=np.uint32).astype(np.int64)
-            data = f.read(num)
             if kind == PART:
-                parts.setdefault(position, []).append((stamps, ends, data))
+                parts.setdefault(position, []).append((f.tell(), num_stamps, num_ends, num))
+                f.seek(num_stamps + 4 * num_ends + num, os.SEEK_CUR)
                 continue
-            for old_stamps, old_ends, old_data in reversed(parts.pop(position, [])):
-                stamps, ends, data = old_stamps + stamps, np.append(old_ends, ends + len(old_data)), old_data + data
+            text = f.read(num_text)
+            blocks = [
+                _content(os.pread(f.fileno(), a + 4 * b + c, at), a, b) for at, a, b, c in parts.pop(position, ())
+            ]
+            blocks.append(_content(f.read(num_stamps + 4 * num_ends + num), num_stamps, num_ends))
+            starts = itertools.accumulate((len(block[2]) for block in blocks), initial=0)
+            stamps, data = b"".join(block[0] for block in blocks), b"".join(block[2] for block in blocks)
+            ends = np.concatenate([block[1] + start for block, start in zip(blocks, starts, strict=False)])
             yield Outcome(
                 position,
                 due,
