@@ -23,6 +23,7 @@ def command(runs: tuple[Path, ...], name: str | None, out: Path, as_json: bool) 
     """Fit the step-time model to the engine steps of RUNS and write a profile for `bench predict`.
 
     RUNS are run folders, or folders of cells or experiments with runs below them; only complete measured ones count.
+    They must be of one engine: the same model, device, layout, data_parallel_size and, on a CPU, cores.
     The error printed is cross-validated: every cell is predicted by a fit that never saw it.
     """
     from bench.sim.calibrate import calibrate
@@ -70,8 +71,11 @@ def coefficient_text(value: float, least: float, factor: float, unit: str) -> st
 def _print(profile: Profile) -> None:
     p, errors = profile.parameters, profile.errors
     layout = profile.layout
+    ranks = int(profile.extra.get("data_parallel_size") or 1)
     click.echo(
-        f"{profile.num_steps:,} steps of {len(profile.runs)} runs: {layout.model} on {layout.hardware}, TP {layout.tensor_parallel_size}"
+        f"{profile.num_steps:,} steps of {len(profile.runs)} runs: {layout.model} on {layout.hardware}, "
+        f"TP {layout.tensor_parallel_size}"
+        + (f", {ranks} data-parallel engines that share the host" if ranks > 1 else "")
     )
     rows = (
         ("projections, MLP, norms, all-reduce", "linear_scale", _LEAST_SCALE, 1.0, ""),

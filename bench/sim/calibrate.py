@@ -42,6 +42,8 @@ _MAX_STEPS = 40_000
 _MOST_OF_A_STEP = (
     3.0  # slower than this many times its fitted time is an accident of the machine, not the engine's tail
 )
+#: What binds a CPU engine's threads to cores; None where nothing does.
+_CORES = ("VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,27 @@ def layout_of(manifest: dict[str, Any]) -> Layout:
     )
 
 
+def engine_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What tells the engine of a run from another one: its layout, and what shares its host's cores or its arithmetic.
+
+    Data-parallel engines of one run share the host; on a CPU an engine is as fast as the cores that it is bound to.
+    """
+    cell, engine = manifest.get("cell") or {}, manifest.get("engine") or {}
+    asked = (cell.get("engine") or {}).get("args") or {}
+    args = {**engine.get("effective_args", {}), **asked}
+    out = {
+        **asdict(layout_of(manifest)),
+        "data_parallel_size": int(args.get("data_parallel_size") or 1),
+        # a server does not say what its "auto" came to
+        "dtype": asked.get("dtype") or "auto",
+    }
+    if not engine.get("num_gpus"):
+        environment = (engine.get("notes") or {}).get("environment") or {}
+        out |= {name: environment.get(name) for name in _CORES}
+        out["usable cores"] = ((manifest.get("provenance") or {}).get("cpu") or {}).get("num_usable")
+    return out
+
+
 def hardware_of(manifest: dict[str, Any]) -> str:
     """Catalogue name of the device that a run was measured on. Raises BadInput for an unknown GPU."""
     engine = manifest.get("engine") or {}
@@ -304,12 +327,17 @@ def calibrate(runs: Sequence[RunReader], name: str) -> Profile:
     for run in runs:
         if run.manifest.get("origin") != "measured":
             raise BadInput("only measured runs calibrate", where=str(run.folder), next_step="leave simulated runs out")
-    layouts = {layout_of(r.manifest): r for r in runs}
-    if len(layouts) > 1:
-        a, b = list(layouts)[:2]
-        differ = ", ".join(f"{k}: {v} and {asdict(b)[k]}" for k, v in asdict(a).items() if v != asdict(b)[k])
-        raise BadInput(f"the runs are of different engines ({differ})", next_step="calibrate one engine at a time")
-    layout = next(iter(layouts))
+    own = engine_of(runs[0].manifest)
+    for run in runs[1:]:
+        other = engine_of(run.manifest)
+        differ = [f"{k}: {v} and {other.get(k)}" for k, v in own.items() if v != other.get(k)]
+        if differ:
+            raise BadInput(
+                f"the runs are of different engines ({', '.join(differ)})",
+                where=f"{runs[0].folder} and {run.folder}",
+                next_step="calibrate one engine at a time",
+            )
+    layout = layout_of(runs[0].manifest)
     array, _, hardware = base_array(layout)
     with_prior = hardware.kind != "cpu"
     steps = steps_of_runs(runs)
@@ -331,6 +359,7 @@ def calibrate(runs: Sequence[RunReader], name: str) -> Profile:
         request_after_s=after,
         num_kv_blocks=engine.get("num_kv_blocks"),
         block_size=engine.get("block_size"),
+        extra={k: v for k, v in own.items() if k not in asdict(layout) and v is not None},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from bench.cli.calibrate import command
 from bench.errors import BadInput
 from bench.records import EngineInfo, EngineStep, RequestRecord
 from bench.sim import step_time_kernel as kernel
-from bench.sim.calibrate import base_array, calibrate, design, fit, request_overheads, solve, steps_of_runs
+from bench.sim.calibrate import base_array, calibrate, design, engine_of, fit, request_overheads, solve, steps_of_runs
 from bench.sim.profile import PARAMETERS, Layout, load_profile, save_profile
 from bench.sim.step_time import build_step_time
 from bench.store import RunReader, RunWriter
@@ -177,6 +178,36 @@ def test_runs_of_two_engines_are_refused(tmp_path: Path) -> None:
     two = [RunReader.open(write_run(tmp_path, 4, 64, tp=tp)) for tp in (1, 2)]
     with pytest.raises(BadInput, match="tensor_parallel_size: 1 and 2"):
         calibrate(two, "p")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"args": {"data_parallel_size": 2}}, "data_parallel_size: 1 and 2"),
+        ({"bound": "1"}, "VLLM_CPU_OMP_THREADS_BIND: 0 and 1"),
+        ({"bound": None}, "VLLM_CPU_OMP_THREADS_BIND: 0 and None"),
+        ({"num_usable": 1}, "usable cores: 2 and 1"),
+        ({"args": {"dtype": "float32"}}, "dtype: auto and float32"),
+    ],
+)
+def test_engines_that_share_or_change_cores_are_told_apart(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    def bound_run(
+        name: str, args: dict[str, Any] | None = None, bound: str | None = "0", num_usable: int = 2
+    ) -> RunReader:
+        folder = write_run(tmp_path / name, 4, 64)
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["cell"]["engine"]["args"].update(args or {})
+        manifest["engine"]["notes"] = {"environment": {"VLLM_CPU_OMP_THREADS_BIND": bound} if bound else {}}
+        manifest["provenance"] = {"cpu": {"num_usable": num_usable}}
+        path.write_text(json.dumps(manifest))
+        return RunReader.open(folder)
+
+    two = [bound_run("one"), bound_run("other", **change)]
+    with pytest.raises(BadInput, match=f"different engines .{words}.; calibrate one engine") as found:
+        calibrate(two, "p")
+    assert str(two[1].folder) in str(found.value)
+    assert engine_of(two[0].manifest) == engine_of(bound_run("same").manifest)
 
 
 def write_gpu_run(root: Path, slowdown: float, name: str = "NVIDIA H100 80GB HBM3") -> Path:
