@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +18,12 @@ from bench.records import RequestRecord, Schedule
 CPU_SHARE_LIMIT, LATENESS_LIMIT_S, LOOP_LAG_LIMIT_S, CAPACITY_SHARE_LIMIT = 0.85, 1e-3, 10e-3, 0.8
 #: Of a late loop: share of answers whose first token merged with later ones. At 1 % a p99 of TTFT may hang on them.
 MERGED_LIMIT = 0.01
+
+
+_ORDINARY = (
+    ". The sending processes ran at ordinary priority: allow them real-time priority (root, CAP_SYS_NICE or "
+    "`ulimit -r 1`), or keep cores free of the engine for them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +120,13 @@ def assess(
     kernel, stamped = sum(f["num_kernel_stamped"] for f in facts), sum(f["num_stamped"] for f in facts)
     streamed = sum(f["num_streamed"] for f in facts)
     good = [r for r in main if r.error is None]
-    errors: dict[str, int] = {}
-    for r in main:
-        if r.error is not None:
-            errors[r.error] = errors.get(r.error, 0) + 1
     lateness, loop_lag = Quantiles.of(late), Quantiles.of(tick)
     stamps = "kernel" if kernel == stamped and stamped else "mixed" if kernel else "user"
     merged = sum(f["num_first_merged"] for f in facts) / streamed if streamed else None
     reasons = _reasons(schedule, cpu, lateness, rate, len(facts), capacity_chunks_per_s)
     real_time = bool(facts) and all(f["real_time"] for f in facts)
     harm, notes = _judge_lag(schedule, loop_lag, Quantiles.of(read), stamps, merged)
-    if harm and not real_time:
-        harm[-1] += (
-            ". The sending processes ran at ordinary priority: allow them real-time priority (root, CAP_SYS_NICE or "
-            "`ulimit -r 1`), or keep cores free of the engine for them"
-        )
-    reasons += harm
+    reasons += harm if real_time or not harm else [*harm[:-1], harm[-1] + _ORDINARY]
     return Honesty(
         client_limited=bool(reasons),
         reasons=tuple(reasons),
@@ -152,7 +150,7 @@ def assess(
         chunks_per_s=rate,
         capacity_chunks_per_s=capacity_chunks_per_s,
         capacity_source=capacity_source,
-        errors=errors,
+        errors=dict(Counter(r.error for r in main if r.error is not None)),
         receive_path=str(facts[0]["receive_path"]) if facts else "",
         compiled_ratio=sum(f["num_compiled"] for f in facts) / stamped if stamped else None,
         prepare_s=max((f["prepare_s"] for f in facts), default=0.0),
