@@ -28,7 +28,8 @@ Every report prints the definitions that it used; this page is the same table, w
 
 **The replicate is a run, never a request.** A figure of a cell is the mean over its runs, and its interval is at 95 %:
 Student's t below {BOOTSTRAP_FROM_RUNS} runs, bootstrap (bias-corrected and accelerated) from there on; one run alone has no
-interval. Outliers are named and never dropped.
+interval. Outliers are named and never dropped. Throughput, TTFT and TPOT of simulated cells carry the 90 % interval
+that the prediction states of itself: repeats of a simulation say nothing of its error.
 
 **Percentiles** are taken over the requests of one run by {PERCENTILE_METHOD}. A percentile needs at least one request expected
 beyond it (10 for p90, 20 for p95, 100 for p99), in every run of the cell; otherwise it is n/a.

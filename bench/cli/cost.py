@@ -81,6 +81,7 @@ def _plain(value: Any) -> Any:
 
 def _read(results: str, cell: str | None) -> tuple[Any, list[Summary]]:
     """(experiment or None, summaries) of an experiment or of a single run's folder."""
+    from bench.analysis.predicted import with_stated
     from bench.analysis.summary import summarise_cell
     from bench.decide.results import summaries
     from bench.report.collect import find_folder, planned_experiment
@@ -89,7 +90,7 @@ def _read(results: str, cell: str | None) -> tuple[Any, list[Summary]]:
     path = Path(results)
     if (path / MANIFEST).is_file():
         run = RunReader.open(path)
-        return planned_experiment(path.resolve().parent.parent), [summarise_cell([run])]
+        return planned_experiment(path.resolve().parent.parent), [with_stated(summarise_cell([run]))]
     folder = find_folder(results)
     return planned_experiment(folder), summaries(folder, cell)
 
@@ -137,6 +138,8 @@ def _money(e: Estimate | None) -> str:
 def _print(rows: list[dict[str, Any]], doubts: list[Any], share: float, ratio: float) -> None:
     from rich.console import Console
 
+    from bench.analysis.predicted import prediction_line
+
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(_table(rows, share))
     priced = [r for r in rows if "price" in r]
@@ -145,6 +148,8 @@ def _print(rows: list[dict[str, Any]], doubts: list[Any], share: float, ratio: f
         "$/M output charges everything to output tokens, blended spreads it over all tokens; "
         f"by price: an output token weighs {ratio:g} input tokens; by time: steps with prompt tokens go to input."
     )
+    of_prediction = prediction_line((r.get("output_tokens_per_s") for r in rows), "In brackets, $/M")
+    lines += [of_prediction] if of_prediction else []
     lines += [f"{w.severity}: {w.message}; {w.remedy}" for w in doubts]
     for line in lines:
         console.print(line, markup=False, highlight=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.analysis.predicted import OF_PREDICTION
 from bench.decide.capacity import ReplicaModel, ReplicaSpec, replica_model
 from bench.errors import BadInput
 from bench.records import Estimate, Request, Schedule
@@ -91,4 +92,4 @@ def _estimate(model: ReplicaModel, value: float) -> Estimate:
     if interval is None:
         return Estimate(value, None, None, method="simulated, no interval known", num_runs=0, unit="tokens/s")
     low, high = value * interval.low_ratio, value * interval.high_ratio
-    return Estimate(value, low, high, interval.confidence, "simulated; interval of the step times", 0, "tokens/s")
+    return Estimate(value, low, high, interval.confidence, f"simulated; {OF_PREDICTION}", 0, "tokens/s")

@@ -107,8 +107,9 @@ def break_even(option: SelfHost, api: ApiOption, mix: Mix, price_ends: tuple[flo
         worst = crossing(option.at_rate(rate.low), a) if rate.low > 0 else Crossing(None, None, None)
         low, high, never = best.first_tokens, worst.first_tokens, worst.first_tokens is None
     first = None
+    method = f"{INTERVAL_METHOD}: {rate.method}" if rate.method else INTERVAL_METHOD
     if here.first_tokens is not None:
-        first = Estimate(here.first_tokens, low, high, rate.confidence, INTERVAL_METHOD, rate.num_runs, "tokens/month")
+        first = Estimate(here.first_tokens, low, high, rate.confidence, method, rate.num_runs, "tokens/month")
     seconds_usd = option.usd_per_replica_hour / 3600
     return BreakEven(
         option=option,

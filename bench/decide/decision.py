@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.analysis.predicted import prediction_line
 from bench.catalog.hardware import load_hardware
 from bench.catalog.prices import PriceBook, load_prices
 from bench.catalog.yaml_source import catalogue_files, load_yaml, looks_like_path, unknown_name, validate
@@ -99,6 +100,9 @@ def _doubts(options: tuple[ResolvedOption, ...], mix: Mix) -> list[Warning_]:
     for origin in dict.fromkeys(o.option.origin for o in options if o.option.origin != "measured"):
         names = ", ".join(o.option.name for o in options if o.option.origin == origin)
         text = f"throughput is {origin}, not measured: {names}"
+        rates = [o.option.tokens_per_s for o in options if o.option.origin == origin]
+        line = prediction_line(rates, "intervals")
+        text += f" ({line})" if line else ""
         out.append(Warning_(origin, text, "measure it with `bench run` on that GPU"))
     for o in options:
         mixes = o.rate.mixes

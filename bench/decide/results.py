@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.analysis.predicted import with_stated
 from bench.analysis.summary import Summary, summarise_cell
 from bench.errors import BadInput, StoreError
 from bench.runner.results import experiment_folder, read_plan
@@ -20,7 +21,10 @@ def results_folder(name_or_path: str) -> Path:
 
 
 def summaries(folder: Path, cell: str | None = None) -> list[Summary]:
-    """Summaries of the cells of a results folder that have complete runs; those whose id contains ``cell``."""
+    """Summaries of the cells of a results folder that have complete runs; those whose id contains ``cell``.
+
+    Simulated ones carry the prediction's own intervals, so that nothing is decided on those over its repeats.
+    """
     try:
         paths = [folder / c.cell_id for c in read_plan(folder)[1]]
     except StoreError:
@@ -31,7 +35,7 @@ def summaries(folder: Path, cell: str | None = None) -> list[Summary]:
             continue
         runs = [r for r in list_runs(path) if r.status == "complete"]
         if runs:
-            out.append(summarise_cell(runs))
+            out.append(with_stated(summarise_cell(runs)))
     if not out:
         what = f"no complete runs of a cell whose id contains {cell!r}" if cell else "no complete runs"
         raise BadInput(what, where=str(folder), next_step="`bench status` says what there is")

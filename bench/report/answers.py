@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bench.analysis.compare import MIN_RUNS, judge
+from bench.analysis.predicted import is_of_prediction
 from bench.analysis.stats import ratio_estimate
 from bench.decide.cost import TokenCost
 from bench.records import Estimate
@@ -16,12 +17,19 @@ MAX_WORKLOADS = 4
 
 
 def interval_text(e: Estimate, text: Callable[[float], str]) -> str:
-    """'95 % interval 1.2 – 1.4 over 3 runs', or why there is none."""
+    """'95 % interval 1.2 – 1.4 over 3 runs' ('90 % interval of the prediction itself ...'), or why there is none."""
+    of, over = "", f"over {e.num_runs} runs"
+    if is_of_prediction(e):
+        of, over = " of the prediction itself", ""
+    elif e.low is None and e.method.startswith("simulated"):
+        return "No interval is stated by the prediction"
     if e.low is not None and e.high is None:  # a cost whose rate may be as low as 0
-        return f"{e.confidence:.0%} interval from {text(e.low)} upwards, without an upper end, over {e.num_runs} runs"
+        return f"{e.confidence:.0%} interval{of} from {text(e.low)} upwards, without an upper end, {over}".removesuffix(
+            ", "
+        )
     if e.low is None or e.high is None:
         return f"{e.num_runs} run: no interval" if e.num_runs == 1 else "no interval"
-    return f"{e.confidence:.0%} interval {text(e.low)} – {text(e.high)} over {e.num_runs} runs"
+    return f"{e.confidence:.0%} interval{of} {text(e.low)} – {text(e.high)} {over}".rstrip()
 
 
 def answers(
@@ -51,9 +59,11 @@ def rival_text(best: Placed, cells: Sequence[Placed], key: str, higher_is_better
     ratio = ratio_estimate(_per_run(best, key), _per_run(second, key))
     verdict, _ = judge(ratio, min(len(best.summary.runs), len(second.summary.runs)), higher_is_better)
     name = cell_label(second, panel=False)
+    word = "ahead of" if higher_is_better else "below"
+    if "simulated" in (best.summary.origin, second.summary.origin):  # repeats of a simulation say nothing of its error
+        return f"{abs(ratio.value - 1):.0%} {word} the runner-up, {name}; how sure that order is, repeats of a simulation do not say."
     if verdict == "faster" and ratio.low is not None and ratio.high is not None:
         ends = sorted(abs(1 - v) for v in (ratio.low, ratio.high))
-        word = "ahead of" if higher_is_better else "below"
         return f"{abs(ratio.value - 1):.0%} {word} the runner-up, {name} ({ends[0]:.0%} – {ends[1]:.0%})."
     if verdict == "no difference":
         return f"No difference from {name} (within 1 %)."

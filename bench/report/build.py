@@ -24,7 +24,7 @@ from bench.report import figures, tables
 from bench.report.collect import Collected, collect, measured_ceilings, planned_experiment, side_by_side
 from bench.report.layout import Layout, Placed, lay_out
 from bench.report.model import Chart, Doubt, Failure, Report, Table
-from bench.report.prediction import prediction_table, stated_intervals
+from bench.report.prediction import intervals_text, prediction_table, stated_intervals
 from bench.report.roofline_chart import rooflines
 from bench.report.timeline import timeline
 
@@ -77,6 +77,7 @@ def build(
         missing_charts=tuple(missing),
         derived=_derived(layout, full, stated),
         setup=setup_line(data.summaries),
+        intervals=intervals_text(data.summaries),
     )
     return _with_reminders(report, data), data, layout
 
@@ -261,6 +262,8 @@ def _statements(
         ("Counted window", _windows(data.summaries)),
         ("Token counts", f"As counted by: {', '.join(sorted({t for s in data.summaries for r in s.runs for t in r.token_sources})) or 'not recorded'}."),
     ]  # fmt: skip
+    if any(s.origin == "simulated" for s in data.summaries):
+        out.append(("Intervals of simulated cells", "Throughput, TTFT, TPOT and costs carry the interval that the prediction states of itself (see its basis in cells.csv), at least as wide as that over repeats; none where it states none."))  # fmt: skip
     if price is not None:
         dated = f", {price.as_of}" if price.as_of else ""
         text = f"{price.usd_per_hour:g} USD per device-hour: {price.source}{dated}."

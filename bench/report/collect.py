@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench.analysis.predicted import with_stated
 from bench.analysis.run_facts import run_facts
 from bench.analysis.summary import Summary, Yardsticks, summarise_cell
 from bench.catalog.yaml_source import looks_like_path
@@ -100,7 +101,7 @@ def collect(folder: Path, against: Yardsticks | None = None) -> Collected:
         failures += _failures_of(cell, runs, len(complete), repeats)
         if complete:
             try:
-                summaries.append(replace(summarise_cell(complete, against), source=str(folder)))
+                summaries.append(replace(with_stated(summarise_cell(complete, against)), source=str(folder)))
             except BenchError as e:
                 failures.append(Failure((cell.cell_id,), "refused", str(e)))
     runnable = [c for c in cells if c.skipped is None]

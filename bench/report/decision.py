@@ -20,7 +20,7 @@ from bench.decide.plan import Plan
 from bench.errors import StoreError
 from bench.records import Warning_
 from bench.report import decision_pictures as pictures
-from bench.report.decision_tables import COST_FORMULAS, PLAN_FORMULAS, decision_tables, plan_tables
+from bench.report.decision_tables import COST_FORMULAS, PLAN_FORMULAS, decision_tables, of_prediction, plan_tables
 from bench.report.decision_text import (
     answer_sentence,
     autoscaled_text,
@@ -121,7 +121,7 @@ def decision_page(compared: Compared) -> Page:
         formulas=COST_FORMULAS,
         warnings=compared.warnings,
         explorer=explorer_data(compared),
-        mix_hint=_mix_hint(compared),
+        mix_hint=_mix_hint(compared) + of_prediction(compared, "In brackets and as bars"),
         created_utc=_now(),
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bench.analysis.predicted import prediction_line
 from bench.decide.cost import DEFAULT_OUTPUT_PRICE_RATIO, split_by_price_ratio, split_by_time
 from bench.decide.decision import Compared, ResolvedOption
 from bench.decide.ownership import HourParts
 from bench.decide.plan import Plan
+from bench.records import Estimate
 from bench.report.decision_text import (
     by_price_text,
     checked_text,
@@ -95,7 +97,14 @@ def _costs(compared: Compared) -> Table:
         row = [Field(a.name, a.name), Field("", ""), Field("API", "API"), _usd(a.usd_per_token(compared.mix) * 1e6)]
         rows.append(tuple(row + [_usd(a.monthly_usd(v, compared.mix)) for v in compared.volumes]))
     cheapest = ", ".join(f"{volume_text(v)}: {compared.cheapest(v)[0]}" for v in compared.volumes)
-    return Table("costs", "Dollars per month", columns, tuple(rows), f"Cheapest at {cheapest}. A month is 720 hours.")
+    note = f"Cheapest at {cheapest}. A month is 720 hours.{of_prediction(compared, 'Small print')}"
+    return Table("costs", "Dollars per month", columns, tuple(rows), note)
+
+
+def of_prediction(compared: Compared, what: str) -> str:
+    """A sentence on intervals of simulated options; "" without such."""
+    line = prediction_line((o.option.tokens_per_s for o in compared.options), what)
+    return f" {line}." if line else ""
 
 
 def _crossings(compared: Compared) -> Table:
@@ -112,6 +121,7 @@ def _crossings(compared: Compared) -> Table:
         for p in compared.pairs
     )
     note = "In brackets: the crossing at both ends of the throughput's interval (the ends are carried through, no Monte Carlo needed: the crossing is monotone). The band is the spread of offers, no interval."
+    note += of_prediction(compared, "In brackets")
     return Table("crossings", "Where the curves cross", columns, rows, note)
 
 
@@ -196,12 +206,13 @@ def _band(o: ResolvedOption) -> str:
 
 
 def _rates(compared: Compared) -> Table:
-    columns = (_text("Option"), _text("Origin"), _text("Throughput from"), _text("Known at input shares of"), _text("Speed curve from"))  # fmt: skip
+    columns = (_text("Option"), _text("Origin"), _text("Throughput from"), _text("Its interval"), _text("Known at input shares of"), _text("Speed curve from"))  # fmt: skip
     rows = tuple(
         (
             Field(o.option.name),
             Field(o.option.origin),
             Field(o.rate.source),
+            Field(_interval_text(o.option.tokens_per_s)),
             Field(mixes_known(o.rate)),
             Field(o.rate.curve.source if o.rate.curve else "none"),
         )
@@ -209,6 +220,10 @@ def _rates(compared: Compared) -> Table:
     )
     note = "Between two known mixes 1 / throughput lies on a line in the share of input tokens; beyond the outermost, and where one mix is known, throughput is held."
     return Table("rates", "Where throughput comes from", columns, rows, note)
+
+
+def _interval_text(e: Estimate) -> str:
+    return f"none: {e.method}" if e.low is None or e.high is None else f"{e.confidence:.0%}: {e.method}"
 
 
 # --- plans -------------------------------------------------------------------------------------------------------

@@ -170,3 +170,4 @@ class Report:
     missing_charts: tuple[tuple[str, str], ...] = field(default=())  # title -> why it is not there
     setup: str = ""  # model, engine and device in one line
     derived: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # Summary.key -> metric -> cost, TP scaling
+    intervals: str = "95 % intervals over repeats"  # what bands, whiskers and small print are

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.analysis.efficiency import hardware_of
 from bench.analysis.metrics import METRICS
+from bench.analysis.predicted import Stated, simulated_facts, stated_of
 from bench.analysis.summary import Summary
 from bench.config.experiment import SimulatedEngine
 from bench.errors import BenchError
@@ -28,16 +29,6 @@ _STATED = (("output_tokens_per_s", "tokens/s"), ("ttft", "TTFT"), ("tpot", "TPOT
 
 
 @dataclass(frozen=True, slots=True)
-class _Stated:
-    """The interval that a prediction was made with: ratios truth / prediction."""
-
-    low_ratio: float
-    high_ratio: float
-    confidence: float
-    basis: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Pair:
     """A prediction and the measurement of the same cell. ``fitted``: in words, whether its profile has seen this cell."""
 
@@ -45,8 +36,8 @@ class _Pair:
     truth: Placed
     fitted: str
 
-    def stated(self, metric: str | None) -> _Stated | None:
-        return None if metric is None else _intervals(self.guess.summary).get(metric)
+    def stated(self, metric: str | None) -> Stated | None:
+        return None if metric is None else stated_of(self.guess.summary).get(metric)
 
     def inside(self, key: str, metric: str | None) -> bool | None:
         """Whether the measured value lies in the interval; None where one of the two is not known."""
@@ -98,7 +89,7 @@ def _compared(pair: _Pair, key: str, metric: str | None) -> list[Field]:
     return out
 
 
-def _guess_field(e: Estimate | None, stated: _Stated | None, unit: str, factor: float) -> Field:
+def _guess_field(e: Estimate | None, stated: Stated | None, unit: str, factor: float) -> Field:
     if e is None or stated is None:
         return estimate_field(e, unit, factor)
     low, high = (number(e.value * ratio * factor, unit) for ratio in (stated.low_ratio, stated.high_ratio))
@@ -146,32 +137,14 @@ def _same_device(a: Placed, b: Placed) -> bool:
 # --- what the prediction rests on -----------------------------------------------------------------------------------
 
 
-def _simulated(s: Summary) -> dict[str, Any]:
-    found = s.facts.manifest.get("simulated")
-    return found if isinstance(found, dict) else {}
-
-
-def _intervals(s: Summary) -> dict[str, _Stated]:
-    """Metric -> interval as the manifest of the cell's first run has them."""
-    found = _simulated(s).get("intervals")
-    out = {}
-    for metric, entry in found.items() if isinstance(found, dict) else ():
-        try:
-            low, high, confidence, basis = entry
-            out[str(metric)] = _Stated(float(low), float(high), float(confidence), str(basis))
-        except (TypeError, ValueError):
-            continue
-    return out
-
-
 def stated_intervals(summaries: Sequence[Summary]) -> list[str]:
     """How far the simulated cells may be off by what they say themselves, a sentence for each set of intervals.
 
-    The intervals of the tables are over repeats, and repeats of a simulation differ in their requests alone.
+    Throughput, TTFT, TPOT and costs carry them (``bench.analysis.predicted``); everything else has its repeats alone.
     """
     cells: dict[tuple[Any, ...], set[str]] = {}
     for s in summaries:
-        stated = _intervals(s) if s.origin == "simulated" else {}
+        stated = stated_of(s) if s.origin == "simulated" else {}
         key = tuple((words, stated[metric]) for metric, words in _STATED if metric in stated)
         if key:
             hardware = hardware_of(s.facts)
@@ -181,10 +154,23 @@ def stated_intervals(summaries: Sequence[Summary]) -> list[str]:
         ends = "; ".join(f"{words} {i.low_ratio:.2f} to {i.high_ratio:.2f} of the value" for words, i in key)
         out.append(
             f"How far a simulated value of {', '.join(sorted(names))} may be off ({100 * key[0][1].confidence:.0f} % intervals of the "
-            f"prediction itself): {ends}. Intervals elsewhere in this report are over repeats, which a simulation repeats exactly "
-            "but for the requests that are drawn: they say nothing of this."
+            f"prediction itself): {ends}. Its rates, these latencies and its costs carry them; intervals of its other metrics and "
+            "of comparisons between cells are over repeats, which a simulation repeats exactly but for the requests that are "
+            "drawn: they say nothing of how far it is off."
         )
     return out
+
+
+def intervals_text(summaries: Sequence[Summary]) -> str:
+    """What the bands, whiskers and small print of a report are, in words."""
+    repeats = "95 % intervals over repeats"
+    shares = sorted(
+        {f"{100 * i.confidence:.0f} %" for s in summaries if s.origin == "simulated" for i in stated_of(s).values()}
+    )
+    if not shares:
+        return repeats
+    own = f"{' and '.join(shares)} intervals of the prediction itself for throughput, TTFT, TPOT and costs"
+    return f"{repeats}; of simulated cells {own}"
 
 
 def _fitted(guess: Summary, truth: Summary) -> str:
@@ -204,7 +190,7 @@ def _fitted(guess: Summary, truth: Summary) -> str:
 
 def _runs_of_manifest(guess: Summary) -> frozenset[str] | None:
     """The runs that the profile was fitted on, as the prediction itself kept them; None where it used none or is older."""
-    kept = _simulated(guess).get("profile")
+    kept = simulated_facts(guess.facts).get("profile")
     runs = kept.get("runs") if isinstance(kept, dict) else None
     return frozenset(str(run) for run in runs) if isinstance(runs, list) else None
 
@@ -221,12 +207,12 @@ def _runs_of_file(path: Path, guess: Summary) -> frozenset[str] | None:
         profile = load_profile(path)
     except BenchError:
         return None
-    same = profile.source == _simulated(guess).get("step_time_source")
+    same = profile.source == simulated_facts(guess.facts).get("step_time_source")
     return frozenset(profile.runs) if same and profile.created_utc[:19] <= guess.facts.created_utc[:19] else None
 
 
 def _confidence(pairs: Sequence[_Pair]) -> float:
-    return next((s.confidence for p in pairs for s in _intervals(p.guess.summary).values()), 0.9)
+    return next((s.confidence for p in pairs for s in stated_of(p.guess.summary).values()), 0.9)
 
 
 def _note(pairs: Sequence[_Pair], shown: Sequence[tuple[str, str | None]]) -> str:
@@ -244,8 +230,10 @@ def _note(pairs: Sequence[_Pair], shown: Sequence[tuple[str, str | None]]) -> st
         counts = [c for key, metric in shown if metric is not None and (c := _count(some, key, metric))]
         if counts:
             text += f" {name} ({len(some)}), measured value inside the stated interval: {', '.join(counts)}."
-    sources = dict.fromkeys(str(s) for p in pairs if (s := _simulated(p.guess.summary).get("step_time_source")))
-    bases = dict.fromkeys(s.basis for p in pairs for s in _intervals(p.guess.summary).values() if s.basis)
+    sources = dict.fromkeys(
+        str(s) for p in pairs if (s := simulated_facts(p.guess.summary.facts).get("step_time_source"))
+    )
+    bases = dict.fromkeys(s.basis for p in pairs for s in stated_of(p.guess.summary).values() if s.basis)
     text += f" Step times: {'; '.join(sources)}." if sources else ""
     text += f" Intervals from: {'; '.join(bases)}." if bases else ""
     if any(p.fitted in ("yes", "part of its runs") for p in pairs):

@@ -119,3 +119,24 @@ def test_a_fleet_from_measured_capacity(folder: Path) -> None:
     best = plan.fleets[0]
     assert best.origin == "measured" and best.at_peak is None and plan.risks == ()
     assert best.cost.num_serving * best.capacity_per_s * 0.85 >= 100 - 1e-9
+
+
+def test_simulated_throughput_carries_the_predictions_own_interval(tmp_path: Path) -> None:
+    """Costs and crossings of predicted cells: not the interval over repeats, which a simulation repeats almost exactly."""
+    stated = {"intervals": {"output_tokens_per_s": [0.5, 1.25, 0.9, "rows"], "ttft": None, "tpot": None}}
+    engine = {"kind": "simulated", "gpu": "H100-SXM"}
+    exp = experiment(engine=engine, sweep={"grid": {"batch_size": [64]}})
+    guess, _ = write_experiment(tmp_path, exp, repeats=3, simulated=stated)
+    (cell,) = costs(guess)["cells"]
+    for use in ("full_use", "stated_use"):
+        for cost in cell[use].values():
+            assert (cost["low"], cost["high"]) == pytest.approx((cost["value"] / 1.25, cost["value"] / 0.5))
+            assert cost["confidence"] == 0.9 and "interval of the prediction itself (rows)" in cost["method"]
+    text = CliRunner().invoke(cli, ["cost", str(guess)], catch_exceptions=False).output
+    assert "the 90% interval of the prediction itself" in " ".join(text.split())
+    compared = compare(decide(options=[option(guess)]), curves=False)
+    (o,), (pair, *_) = compared.options, compared.pairs
+    rate = o.option.tokens_per_s
+    assert (rate.low, rate.high) == pytest.approx((0.5 * rate.value, 1.25 * rate.value))
+    assert pair.first is None or "interval of the prediction itself" in pair.first.method
+    assert any("interval of the prediction itself" in w.message for w in compared.warnings)

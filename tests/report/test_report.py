@@ -39,7 +39,10 @@ def test_the_answers_name_the_right_configurations(files: ReportFiles, results: 
     assert answer(files, "Lowest latency").startswith("TP 2, batch 1 |")
     assert "$" in answer(files, "Lowest cost") and "TP 1, batch 256" in answer(files, "Lowest cost")
     for a in files.report.answers:
-        assert "95% interval" in a.sentence and "3 runs" in a.sentence
+        # nothing is stated of a whole answer's latency, and repeats of a simulation would say too little
+        latency = a.question == "Lowest latency"
+        said = "No interval is stated by the prediction" if latency else "90% interval of the prediction itself"
+        assert said in a.sentence, a.question
 
 
 def test_what_failed_or_is_missing_is_said(files: ReportFiles) -> None:
