@@ -330,7 +330,11 @@ def calibrate(runs: Sequence[RunReader], name: str) -> Profile:
     own = engine_of(runs[0].manifest)
     for run in runs[1:]:
         other = engine_of(run.manifest)
-        differ = [f"{k}: {v} and {other.get(k)}" for k, v in own.items() if v != other.get(k)]
+        # a server's manifest has no value where the engine in process says "auto"
+        unlike = {
+            k: (v, other.get(k)) for k, v in own.items() if v != other.get(k) and {v, other.get(k)} != {None, "auto"}
+        }
+        differ = [f"{k}: {one} and {two}" for k, (one, two) in unlike.items()]
         if differ:
             raise BadInput(
                 f"the runs are of different engines ({', '.join(differ)})",

@@ -208,6 +208,10 @@ def test_engines_that_share_or_change_cores_are_told_apart(tmp_path: Path, chang
         calibrate(two, "p")
     assert str(two[1].folder) in str(found.value)
     assert engine_of(two[0].manifest) == engine_of(bound_run("same").manifest)
+    with pytest.raises(
+        BadInput, match="at least 3 batch sizes"
+    ):  # not known, and vLLM's own choice, are no two engines
+        calibrate([two[0], bound_run("auto", {"kv_cache_dtype": "auto"})], "p")
 
 
 def write_gpu_run(root: Path, slowdown: float, name: str = "NVIDIA H100 80GB HBM3") -> Path:
