@@ -59,10 +59,11 @@ def anchors_picture(rows: Sequence[tuple[Point, float]], anchors: Sequence[Ancho
     for row, a in enumerate(shown):
         right.plot([a.published, a.predicted], [row, row], color="0.7", lw=1, zorder=1)
         right.scatter(a.published, row, s=34, color="black", zorder=2, label=None if row else "published")
-        colour = "#4477aa" if a.met else "#cc6677"
+        colour = "#bbbbbb" if a.limit is None else "#4477aa" if a.met else "#cc6677"
         right.scatter(a.predicted, row, s=34, color=colour, marker="D", zorder=3)
     right.scatter([], [], color="#4477aa", marker="D", label="predicted, within 10 %")
     right.scatter([], [], color="#cc6677", marker="D", label="predicted, missed")
+    right.scatter([], [], color="#bbbbbb", marker="D", label="predicted, a row of the pair was fitted on")
     right.set_yticks(range(len(shown)), [a.name for a in shown], fontsize=7)
     right.set(xlabel="ratio", xlim=(1, None))
     right.legend(fontsize=7.5, loc="center right")

@@ -2,7 +2,7 @@
 
 The published figures are TensorRT-LLM's at full load, so they are predicted for that engine (``bench/sim/tensorrt_llm.py``),
 pair by pair: both rows of a pair are published, equal in release, model, TP and lengths, and differ in GPU or precision
-alone.
+alone. Pairs of which one row or both were fitted on are shown apart and have no target.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GENERATIONS = (
     ("H100 FP8 / A100 SXM FP16, 70B", ("h100-sxm", "fp8"), ("a100-80-sxm", "fp16"), "llama-3.1-70b"),
     ("H200 FP8 / A100 SXM FP16, 70B", ("h200-sxm", "fp8"), ("a100-80-sxm", "fp16"), "llama-3.1-70b"),
     ("H100 FP8 / FP16, 8B", ("h100-sxm", "fp8"), ("h100-sxm", "fp16"), "llama-3.1-8b"),
-    ("H100 FP8 / FP16, 7B, fitted on", ("h100-sxm", "fp8"), ("h100-sxm", "fp16"), "mistral-7b"),
+    ("H100 FP8 / FP16, 7B", ("h100-sxm", "fp8"), ("h100-sxm", "fp16"), "mistral-7b"),
     ("H100 FP8 / FP16, 70B", ("h100-sxm", "fp8"), ("h100-sxm", "fp16"), "llama-3.1-70b"),
     ("H200 / H100, FP8, 8B", ("h200-sxm", "fp8"), ("h100-sxm", "fp8"), "llama-3.1-8b"),
     ("H200 / H100, FP8, 7B", ("h200-sxm", "fp8"), ("h100-sxm", "fp8"), "mistral-7b"),
@@ -79,15 +79,20 @@ def generation_anchors() -> Iterator[Anchor]:
     """Ratios between published rows that differ in GPU or precision alone."""
     rows = {(p.version, p.gpu, p.precision, p.model, p.tp, p.isl, p.osl): (p, rate) for p, rate in graded_full_load()}
     for name, above, below, model in _GENERATIONS:
-        measured, predicted = [], []
+        pairs: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
         for (version, gpu, precision, m, *rest), (point, rate) in rows.items():
             other = rows.get((version, *below, m, *rest))  # type: ignore[arg-type]
             if (gpu, precision) == above and m == model and other is not None:
-                measured.append(point.output_tokens_per_s / other[0].output_tokens_per_s)
-                predicted.append(rate / other[1])
-        if measured:
-            error = float(np.median(np.array(predicted) / np.array(measured))) - 1
-            yield Anchor(name, float(np.median(predicted)), float(np.median(measured)), "x", len(measured), error)
+                ratio = point.output_tokens_per_s / other[0].output_tokens_per_s
+                pairs[fitted_on(point) or fitted_on(other[0])].append((rate / other[1], ratio))
+        for fitted, found in pairs.items():
+            if found:
+                predicted, measured = np.array(found).T
+                error = float(np.median(predicted / measured)) - 1
+                yield Anchor(
+                    name + (", fitted on" if fitted else ""), float(np.median(predicted)), float(np.median(measured)), "x",
+                    len(found), error, None if fitted else RATIO_TARGET,
+                )  # fmt: skip
 
 
 def single_anchors() -> Iterator[Anchor]:

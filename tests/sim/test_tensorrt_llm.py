@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench.errors import BadInput
+from bench.sim import anchors
 from bench.sim.anchors import Anchor
 from bench.sim.ground_truth import Point, full_load_requests
 from bench.sim.step_time_kernel import HEADER, NUM_TOKEN_KNOTS
@@ -72,8 +73,17 @@ def test_a_run_queues_as_many_requests_as_the_page_says() -> None:
 
 
 def test_a_tuned_product_never_loses_by_running_fewer_rows() -> None:
-    found = _coefficients(load_engine_profile().overheads(), "h100-sxm", "llama-3.1-70b", "fp8", "fp8", 1)
+    found = _coefficients(load_engine_profile().overheads((0, 17)), "h100-sxm", "llama-3.1-70b", "fp8", "fp8", 1)
     assert (np.diff(found[HEADER : HEADER + int(found[NUM_TOKEN_KNOTS])]) >= 0).all()
+
+
+def test_every_step_of_release_014_takes_longer_and_more_so_on_more_gpus() -> None:
+    old, new = (load_engine_profile().overheads(v) for v in ((0, 14), (0, 17)))
+    assert old.gap_s + 3 * old.gap_per_rank_s > old.gap_s > new.gap_s
+    assert dataclasses.replace(old, gap_s=new.gap_s, gap_per_rank_s=new.gap_per_rank_s) == new
+    point = published((0, 14), "h100-sxm", "fp8", 2, 128, 2048)
+    profile = load_engine_profile()
+    assert full_load_rate(point) < full_load_rate(point, dataclasses.replace(profile, values_014={}))
 
 
 def test_rows_that_were_not_fitted_are_predicted() -> None:
@@ -92,7 +102,7 @@ def test_few_rows_are_fitted_on() -> None:
 
 def test_a_broken_profile_is_told(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
-    path.write_text("source: x\noverheads: {no_such_overhead: 1}\ninterval: [0.9, 1.1]\n")
+    path.write_text("source: x\noverheads: {no_such_overhead: 1}\noverheads_014: {}\ninterval: [0.9, 1.1]\n")
     with pytest.raises(BadInput, match="engine profile"):
         load_engine_profile(path)
 
@@ -102,3 +112,14 @@ def test_an_anchor_passes_by_its_error_and_says_so() -> None:
     bad = dataclasses.replace(good, error=-0.2)
     assert good.met and "met" in good.line() and not bad.met and "MISSED" in bad.line()
     assert dataclasses.replace(bad, limit=None).met
+
+
+def test_pairs_with_a_fitted_row_have_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tuple((p, 2.0 * p.output_tokens_per_s) for p in POINTS if p.model == "mistral-7b")
+    assert any(fitted_on(p) for p, _ in rows)
+    monkeypatch.setattr(anchors, "graded_full_load", lambda: rows)
+    found = {a.name: a for a in anchors.generation_anchors()}
+    fitted, held_out = found["H200 / H100, FP8, 7B, fitted on"], found["H200 / H100, FP8, 7B"]
+    assert fitted.limit is None and held_out.limit == anchors.RATIO_TARGET
+    assert fitted.num_pairs == held_out.num_pairs == 9  # release 0.14 apart
+    assert "H100 FP8 / FP16, 7B" not in found and all(a.error == pytest.approx(0) for a in found.values())
