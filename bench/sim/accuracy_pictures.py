@@ -42,7 +42,7 @@ def draw_all(graded: list[Graded], folder: Path) -> list[Path]:
 def anchors_picture(rows: Sequence[tuple[Point, float]], anchors: Sequence[Anchor], path: Path) -> Path:
     """TensorRT-LLM at full load: every row predicted against published, and the ratios beside their published values."""
     plt = _plt()
-    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), width_ratios=(1, 1.25))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), width_ratios=(1, 1.25), layout="constrained")
     colours = {"a100-80-pcie": "#999933", "a100-80-sxm": "#ddaa33", "h100-sxm": "#4477aa", "h200-sxm": "#cc6677"}
     for gpu, colour in colours.items():
         pairs = [(p.output_tokens_per_s, rate) for p, rate in rows if p.gpu == gpu]
@@ -68,7 +68,6 @@ def anchors_picture(rows: Sequence[tuple[Point, float]], anchors: Sequence[Ancho
     right.set(xlabel="ratio", xlim=(1, None))
     right.legend(fontsize=7.5, loc="center right")
     right.grid(axis="x", color="0.92")
-    fig.tight_layout()
     fig.savefig(path, dpi=110)
     plt.close(fig)
     return path
