@@ -1,7 +1,7 @@
 """How soon the kernel runs a measuring process after it is woken: short time slices, and real-time where it is allowed.
 
-An engine that spins on ``sched_yield`` between steps, as vLLM's message queue does, can keep Linux's fair scheduler (6.18
-here) from running anybody else on its core for a quarter of a second at a time. A load generator or sampler that shares
+An engine that spins on ``sched_yield`` between steps, as vLLM's message queue does, can keep Linux's fair scheduler (seen on
+6.18) from running anybody else on its core for a quarter of a second at a time. A load generator or sampler that shares
 that core is then late by as much, although it needs a hundredth of the core.
 """
 
@@ -43,11 +43,12 @@ def real_time(*, wanted: bool = True) -> Iterator[bool]:
     """Run the calling thread before every ordinary process while inside (SCHED_RR, priority 1).
 
     Yields whether the kernel allowed it (root, CAP_SYS_NICE or an rtprio limit); ``TOKENYIELD_REAL_TIME=0`` does not ask.
-    Children are ordinary again. Only for code that mostly sleeps: it takes the core whenever it wants it, up to the
+    Children are ordinary again. The former policy comes back, with time slices of the usual length. Only for code that mostly sleeps: it takes the core whenever it wants it, up to the
     kernel's own limit (95 % of each second by default).
     """
     allowed = False
     if wanted and hasattr(os, "sched_setscheduler") and os.environ.get(SWITCH) != "0":
+        before, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
             allowed = True
@@ -55,5 +56,5 @@ def real_time(*, wanted: bool = True) -> Iterator[bool]:
         yield allowed
     finally:
         if allowed:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-            ask_for_short_slices()
+            # The flag stays: who has only an rtprio limit may not take it back (sched(7)), and it does no harm.
+            os.sched_setscheduler(0, before | os.SCHED_RESET_ON_FORK, parameters)

@@ -15,10 +15,10 @@ import numpy as np
 
 from bench.load.wire import SSE_END
 
-#: Bytes of one connection's buffer (no power of two, so that connections do not share cache sets); beyond ``MOST_BYTES`` a part is written out, so a read has 64 KiB at least.
-SLOT_BYTES, MOST_BYTES = (1 << 17) + 4160, 1 << 16
+#: Bytes of one connection's buffer; beyond ``MOST_BYTES`` a part is written out, so a read has 64 KiB at least.
+SLOT_BYTES, MOST_BYTES = 1 << 17, 1 << 16
 #: Reads that a buffer's stamps have room for.
-SLOT_READS = 1028
+SLOT_READS = 1024
 #: Of a new connection's buffer, so that the first answers find their memory there.
 TOUCHED_BYTES = 1 << 15
 #: Longest head that is known by sight.

@@ -67,7 +67,6 @@ class Driver:
         self.num = choose_num_processes(schedule, options.num_processes)
         self.processes: list[subprocess.Popen[bytes]] = []
         self.semaphore: int | None = None
-        self.bell = Bell()
         self.num_warmup = sum(r.phase == "warmup" for r in schedule.requests)
         self.num_total = 0
         self.step_limit = schedule.max_in_flight
@@ -78,6 +77,7 @@ class Driver:
         raise_file_limit()
         self.target.authorization()  # a missing key is told before anything starts
         tls_context(self.target)
+        self.bell = Bell()
         self.scratch = Path(tempfile.mkdtemp(prefix="tokenyield-load-", dir=self.options.scratch_parent))
         try:
             self._prepare()

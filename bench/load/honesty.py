@@ -20,7 +20,8 @@ CPU_SHARE_LIMIT, LATENESS_LIMIT_S, LOOP_LAG_LIMIT_S, CAPACITY_SHARE_LIMIT = 0.85
 MERGED_LIMIT = 0.01
 
 
-_ORDINARY = (
+#: Where real-time priority was wanted, as against a server on this machine, and not had.
+_REFUSED = (
     ". The sending processes ran at ordinary priority: allow them real-time priority (root, CAP_SYS_NICE or "
     "`ulimit -r 1`), or keep cores free of the engine for them"
 )
@@ -126,7 +127,9 @@ def assess(
     reasons = _reasons(schedule, cpu, lateness, rate, len(facts), capacity_chunks_per_s)
     real_time = bool(facts) and all(f["real_time"] for f in facts)
     harm, notes = _judge_lag(schedule, loop_lag, Quantiles.of(read), stamps, merged)
-    reasons += harm if real_time or not harm else [*harm[:-1], harm[-1] + _ORDINARY]
+    if harm and any(f["real_time_refused"] for f in facts):
+        harm[-1] += _REFUSED
+    reasons += harm
     return Honesty(
         client_limited=bool(reasons),
         reasons=tuple(reasons),

@@ -184,21 +184,9 @@ def _read(
 
 @_compiled
 def receive(
-    poll: int,
-    timeout_ms: int,
-    events: Any,
-    table: Any,
-    slots: Any,
-    data: Any,
-    stamps: Any,
-    ends: Any,
-    most: int,
-    scratch: Any,
-    tail: Any,
-    known: Any,
-    varies: Any,
-    out: Any,
-) -> int:
+    poll: int, timeout_ms: int, events: Any, table: Any, slots: Any, data: Any, stamps: Any, ends: Any, most: int,
+    scratch: Any, tail: Any, known: Any, varies: Any, out: Any,
+) -> int:  # fmt: skip
     """Wait and read until something needs Python; how many rows of ``out`` say what.
 
     Args:

@@ -144,6 +144,7 @@ class Worker:
             "event_loop": loop_name,
             "receive_path": path,
             "real_time": prompt,
+            "real_time_refused": spec.real_time and not prompt,
             "prepare_s": prepare_s,
             "num_compiled": client.reads.num_responses if client.reads is not None else 0,
             "cpu_s": cpu / 1e9,

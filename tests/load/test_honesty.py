@@ -19,7 +19,7 @@ LATE_NS = [30_000_000] * 100
 
 def judged(schedule: Schedule, late_s: float = 0.0, **facts: Any) -> Honesty:
     base = {
-        "event_loop": "uvloop", "receive_path": "compiled", "real_time": True, "prepare_s": 0.1, "num_compiled": 4, "cpu_s": 0.1, "wall_s": 1.0,
+        "event_loop": "uvloop", "receive_path": "compiled", "real_time": True, "real_time_refused": False, "prepare_s": 0.1, "num_compiled": 4, "cpu_s": 0.1, "wall_s": 1.0,
         "tick_lag_ns": LATE_NS, "read_lag_ns": [50_000] * 100, "num_connections": 2, "num_retries": 0,
         "num_unsolicited": 0, "num_reads_with_tokens": 80, "num_events": 80, "num_isl_differs": 0, "num_first_merged": 0,
         "num_streamed": 40, "num_kernel_stamped": 4, "num_stamped": 4, "clock_steps_ns": [], "clock_spread_ns": 0,
@@ -62,8 +62,10 @@ def test_lag_that_reaches_a_number_is_a_limit(facts: dict[str, Any], said: str) 
     h = judged(closed_loop(make_requests(4), 2), **facts)
     assert h.client_limited and said in h.reasons[0] and h.notes == ()
     assert "real-time priority" not in h.reasons[0]
-    ordinary = judged(closed_loop(make_requests(4), 2), **facts, real_time=False)
+    ordinary = judged(closed_loop(make_requests(4), 2), **facts, real_time=False, real_time_refused=True)
     assert "allow them real-time priority" in ordinary.reasons[-1]
+    remote = judged(closed_loop(make_requests(4), 2), **facts, real_time=False)
+    assert "real-time priority" not in remote.reasons[-1]
 
 
 def test_late_sends_of_an_open_loop_are_a_limit_whatever_the_stamps() -> None:

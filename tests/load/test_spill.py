@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from array import array
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +19,13 @@ pieces = st.lists(st.lists(st.binary(min_size=1, max_size=40), max_size=4), min_
 
 @settings(max_examples=60, deadline=None)
 @given(answers=st.lists(pieces, min_size=1, max_size=5), order=st.randoms(use_true_random=False))
-def test_parts_of_answers_that_take_turns(tmp_path_factory: object, answers: list, order: object) -> None:
+def test_parts_of_answers_that_take_turns(
+    tmp_path_factory: pytest.TempPathFactory, answers: list[list[list[bytes]]], order: random.Random
+) -> None:
     """``answers[k][j]``: the reads of part j of answer k; the last part is its end."""
-    path = tmp_path_factory.mktemp("spill") / "spill"  # type: ignore[attr-defined]
+    path = tmp_path_factory.mktemp("spill") / "spill"
     turns = [k for k, parts in enumerate(answers) for _ in parts]
-    order.shuffle(turns)  # type: ignore[attr-defined]
+    order.shuffle(turns)
     writer, done, finished = SpillWriter(path), [0] * len(answers), []
     for k in turns:
         reads = answers[k][done[k]]
