@@ -81,7 +81,12 @@ Examples:
 )
 @click.option("--duration", type=float, help="Seconds of the measured part.")
 @click.option("--warmup", type=click.IntRange(0), help="Warm-up requests (default: one for each slot).")
+@click.option("--ramp-up", type=click.FloatRange(0), metavar="S", help="Seconds after it that are marked, not counted.")
+@click.option("--cool-down", type=click.FloatRange(0), metavar="S", help="Seconds at the end, likewise.")
 @click.option("--max-errors", type=click.IntRange(0), help="Stop after more errors than this.")
+@click.option(
+    "--max-error-share", type=click.FloatRange(0, 1), help="Stop when more than this share failed (of 20 or more)."
+)
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True, help="Runs, each with fresh prompts.")
 @click.option("--slo", help='Limits, such as "ttft p99 <= 500 ms": adds goodput; what a search looks for.')
 @click.option(
@@ -108,12 +113,14 @@ Examples:
 @click.option("--results", type=click.Path(file_okay=False), help="Folder for results (default: results/).")
 @click.option("--keep-raw", is_flag=True, help="Keep the raw responses and say where they are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def command(url: str | None, self_test: bool, **options: Any) -> int:
+@click.pass_context
+def command(context: click.Context, url: str | None, self_test: bool, **options: Any) -> int:
     """Drive URL (http://, https:// or unix:/path) with load, and measure it.
 
     Give --concurrency (closed loop), --rate (open loop), --batch or --trace. Every run is an ordinary run folder:
     `bench show` reads it, `bench report` puts them together.
     """
+    from bench.cli.load_conflicts import check
     from bench.cli.load_text import self_test_text
     from bench.errors import BadInput
 
@@ -126,6 +133,8 @@ def command(url: str | None, self_test: bool, **options: Any) -> int:
         return EXIT_DONE
     if url is None:
         raise BadInput("no URL", next_step="bench load http://host:port --concurrency 8, or bench load --self-test")
+    written = click.core.ParameterSource.COMMANDLINE
+    check({**options, "url": url}, {n for n in options if context.get_parameter_source(n) is written})
     if options["results"]:
         from bench.runner.results import RESULTS_VARIABLE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def _load(o: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stop(o: dict[str, Any], load: dict[str, Any]) -> dict[str, Any]:
-    stop: dict[str, Any] = {"max_errors": o["max_errors"]}
+    stop: dict[str, Any] = {"max_errors": o["max_errors"], "max_error_ratio": o["max_error_share"]}
     if o["duration"] is not None:
         stop |= {
             "min_duration_s": o["duration"],
@@ -88,13 +89,10 @@ def lengths_of(o: dict[str, Any]) -> tuple[LengthPairs | None, dict[str, Any] | 
     """(lengths of --sharegpt, what the manifest says of them); None without that option.
 
     Raises:
-        BadInput: the file cannot be read, or options that exclude each other.
+        BadInput: the file cannot be read.
     """
     if not o["sharegpt"]:
         return None, None
-    if o["turns"] or o["trace"]:
-        other = "--turns" if o["turns"] else "--trace"
-        raise BadInput(f"--sharegpt and {other} exclude each other", where="bench load")
     from bench.workload.dataset import CHARACTERS_PER_TOKEN, read_sharegpt, sharegpt_lengths
 
     pairs = sharegpt_lengths(read_sharegpt(o["sharegpt"]))
@@ -137,7 +135,11 @@ def experiment_of(url: str, o: dict[str, Any], lengths: LengthPairs | None = Non
         "load": load,
         "workload": workload,
         "stop": _stop(o, load),
-        "warmup": {"num_requests": o["warmup"]},
+        "warmup": {
+            "num_requests": o["warmup"],
+            "ramp_up_s": o["ramp_up"] or 0.0,
+            "cool_down_s": o["cool_down"] or 0.0,
+        },
         "seed": o["seed"],
         "repeats": o["repeats"],
         "slo": o["slo"],
@@ -147,7 +149,10 @@ def experiment_of(url: str, o: dict[str, Any], lengths: LengthPairs | None = Non
     except ValidationError as e:
         first = e.errors()[0]
         place = ".".join(str(p) for p in first["loc"])
-        raise BadInput(f"{place}: {first['msg']}, got {first['input']!r}"[:300], where="bench load") from None
+        # a check of our own says what it got, or why that does not matter
+        got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+        what = first["msg"].removeprefix("Value error, ")
+        raise BadInput(f"{place}: {what}{got}"[:300], where="bench load") from None
 
 
 def _extra(o: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +199,10 @@ def options_of(o: dict[str, Any], say: Any) -> LoadOptions:
             cpus = tuple(int(c) for c in o["cpus"].split(","))
         except ValueError:
             raise BadInput(f'expected core numbers such as 14,15, got "{o["cpus"]}"', where="--cpus") from None
+        here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(cpus)
+        if not set(cpus) <= here:
+            what = f"this process may not run on core {min(set(cpus) - here)}"
+            raise BadInput(what, where="--cpus", next_step=f"choose among {', '.join(map(str, sorted(here)))}")
     return LoadOptions(
         num_processes=o["processes"],
         cpus=cpus,

@@ -18,7 +18,7 @@ class Conflict:
 
 def conflict(spec: CellSpec) -> Conflict | None:
     """The first thing in ``spec`` that would silently do nothing, or could not be run; None when there is none."""
-    return _arrivals(spec) or _trace(spec) or _sessions(spec) or _prefix(spec)
+    return _arrivals(spec) or _marks(spec) or _trace(spec) or _sessions(spec) or _prefix(spec)
 
 
 def takes_text(spec: CellSpec) -> bool:
@@ -37,6 +37,15 @@ def _arrivals(spec: CellSpec) -> Conflict | None:
     if isinstance(load, (OpenLoopLoad, RampLoad)) and load.burstiness != 1.0 and load.arrivals != "gamma":
         what = f"has no effect on {load.arrivals} arrivals"
         return Conflict(what, ("load", "burstiness"), "write arrivals: gamma, or remove it")
+    return None
+
+
+def _marks(spec: CellSpec) -> Conflict | None:
+    if isinstance(spec.load, OfflineLoad):
+        for name in ("ramp_up_s", "cool_down_s"):
+            if getattr(spec.warmup, name):
+                what = "has no effect on offline batches, which count whole, filling and draining included"
+                return Conflict(what, ("warmup", name), "remove it")
     return None
 
 

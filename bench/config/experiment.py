@@ -124,6 +124,15 @@ class EndpointEngine(Spec):
             raise ValueError(f'expected a URL that starts with http://, https:// or unix:, got "{url}"')
         return url
 
+    @field_validator("extra_body")
+    @classmethod
+    def _not_the_generator_s(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        """What the client reads times from, or what the schedule decides, is not for the experiment to overwrite."""
+        for name in ("stream", "prompt", "messages", "model", "max_tokens", "max_completion_tokens"):
+            if name in extra:
+                raise ValueError(f"{name} is set by the load generator, for each request; remove it")
+        return extra
+
 
 class FleetSpec(Spec):
     """Engines behind a router: ``engines`` equal ones, or pools of ``prefill`` and ``decode`` engines joined by ``kv_link``."""
@@ -171,9 +180,15 @@ EngineSpec = Annotated[
 
 
 class WarmupSpec(Spec):
-    """Requests served before the clock counts, at the measured shape. ``num_requests: null`` = one full batch."""
+    """Requests served before the clock counts, at the measured shape. ``num_requests: null`` = one full batch.
+
+    After it the requests of the first ``ramp_up_s`` and of the last ``cool_down_s`` are sent and recorded as the others
+    are, but marked, and never counted: by due time where there is one, by the time they were sent in a closed loop.
+    """
 
     num_requests: NonNegativeInt | None = None
+    ramp_up_s: NonNegativeFloat = 0.0
+    cool_down_s: NonNegativeFloat = 0.0
 
 
 class StopSpec(Spec):

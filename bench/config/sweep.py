@@ -51,8 +51,15 @@ class Cell:
 
 
 def canonical_json(spec: CellSpec) -> str:
-    """The text whose hash names a cell: sorted keys, no defaults left out."""
-    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """The text whose hash names a cell: sorted keys, no defaults left out but of fields that came later.
+
+    A field that a new version adds must not rename the cells that do not use it, or their runs would be measured again.
+    """
+    data = spec.model_dump(mode="json")
+    for name in ("ramp_up_s", "cool_down_s"):
+        if not data["warmup"][name]:
+            del data["warmup"][name]
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
 def axis_path(name: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from bench.errors import BadInput, BenchError
 from bench.load.driver import LoadOptions, Progress
 from bench.load.target import Target
 from bench.records import EngineInfo
+from bench.runner.marks import mark_by_sent
 from bench.runner.results import experiment_folder, run_number, write_resolved
 from bench.runner.schedules import LengthPairs, build_schedule
 from bench.runner.telemetry import sampled
@@ -121,7 +122,7 @@ class LoadSession:
             with sampled(self.telemetry, folder / TELEMETRY, t0, self.info, ()) as telemetry:
                 time.sleep(max(0.0, t0 - time.monotonic()))
                 good = 0
-                for record in self.engine.run(schedule, writer, t0):
+                for record in mark_by_sent(self.engine.run(schedule, writer, t0), schedule.kind, spec.warmup):
                     writer.append_request(record)
                     good += record.error is None and record.phase == "measured"
             status = "complete" if good else "failed"

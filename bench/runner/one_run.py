@@ -17,6 +17,7 @@ from bench.config.sweep import Cell
 from bench.engines.host import EngineDied, EngineProcess
 from bench.errors import BenchError, StoreError
 from bench.records import EngineInfo, RequestRecord, Schedule
+from bench.runner.marks import mark_by_sent
 from bench.runner.schedules import build_schedule
 from bench.runner.telemetry import loaded_idle_power, sampled
 from bench.store import ENGINE_LOG, TELEMETRY, RunWriter, run_folder_name, utc_now_text, warm_up
@@ -177,7 +178,8 @@ def _measure(
     path = writer.folder / TELEMETRY
     with sampled(context.experiment.telemetry, path, t0, context.info, engine.pids) as telemetry:
         busy_ratio = _busy_until(t0)
-        for record in engine.run(schedule, writer, t0, run_limit_s=limits.run_s, idle_limit_s=limits.idle_s):
+        records = engine.run(schedule, writer, t0, run_limit_s=limits.run_s, idle_limit_s=limits.idle_s)
+        for record in mark_by_sent(records, schedule.kind, context.cell.spec.warmup):
             writer.append_request(record)
             tally.add(record)
         ended_s = time.monotonic() - t0

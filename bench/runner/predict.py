@@ -19,6 +19,7 @@ from bench.config.sweep import Cell, make_cell
 from bench.engines.simulated import SimulatedEngine
 from bench.errors import BadInput, BenchError
 from bench.records import Schedule
+from bench.runner.marks import mark_by_sent
 from bench.runner.one_run import RunContext, base_manifest
 from bench.runner.results import read_plan, write_resolved
 from bench.runner.schedules import build_schedule
@@ -249,7 +250,7 @@ def _simulate_run(context: RunContext, engine: SimulatedEngine, measured_cell_id
             shutil.rmtree(writer.folder)
             pool *= 4
             continue
-        for record in records:
+        for record in mark_by_sent(records, schedule.kind, spec.warmup):
             writer.append_request(record)
         writer.finish(
             "complete",

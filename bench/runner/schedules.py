@@ -163,6 +163,7 @@ def build_schedule(
             max_in_flight=load.max_in_flight,
             stop=stop,
             seed=seed,
+            **_marks(spec),
         )
     assert isinstance(load, RampLoad)
     if load.segments[0].rate_per_s is None:
@@ -175,7 +176,13 @@ def build_schedule(
         max_in_flight=load.max_in_flight,
         stop=stop,
         seed=seed,
+        **_marks(spec),
     )
+
+
+def _marks(spec: CellSpec) -> dict[str, float]:
+    """What marks requests by their due time; closed loops are marked when their records come (``runner.marks``)."""
+    return {"ramp_up_s": spec.warmup.ramp_up_s, "cool_down_s": spec.warmup.cool_down_s}
 
 
 def _concurrency_ramp(load: RampLoad, requests: list[Request], stop: StopRule, seed: int) -> Schedule:
@@ -284,6 +291,7 @@ def _trace_schedule(spec: CellSpec, load: TraceLoad, *, seed: int, vocab_size: i
         max_in_flight=load.max_in_flight,
         stop=stop_rule(spec),
         seed=seed,
+        **_marks(spec),
     )
 
 
