@@ -183,7 +183,9 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
         peaks=model.peaks,
         token_sources=tuple(sorted({str(x) for x in everything.token_source if x})),
     )
-    return _with_warnings(result, (*run_warnings(facts, result, tuple(run.problems)), *devices.warnings))
+    # A simulated device has no sensors: doubts about counters and clocks would be doubts about nothing.
+    doubts = devices.warnings if facts.origin != "simulated" else ()
+    return _with_warnings(result, (*run_warnings(facts, result, tuple(run.problems)), *doubts))
 
 
 def changed_files(run: RunReader) -> list[str]:

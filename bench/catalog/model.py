@@ -62,7 +62,8 @@ def load_model(name: str | os.PathLike[str]) -> ModelArch:
     if path.is_dir() and (path / "config.json").is_file():
         return _from_json(path / "config.json", path.resolve().name)
     if text.endswith(".json"):
-        return _from_json(path, path.resolve().parent.name or path.stem)
+        # a config.json is named by its folder, a file with a name of its own by that
+        return _from_json(path, path.resolve().parent.name if path.stem == "config" else path.stem)
     if looks_like_path(text) and not path.is_dir():
         return _from_document(load_yaml_cached(path))
     entries = _entries()

@@ -55,6 +55,14 @@ def find_runs(paths: tuple[Path, ...]) -> list[RunReader]:
                 found.append(run)
     if not found:
         raise BadInput("no complete runs here", where=str(paths[0]), next_step="run `bench run` first")
+    for run in found:
+        kind = str(((run.manifest.get("cell") or {}).get("engine") or {}).get("kind"))
+        if kind == "endpoint" and run.manifest.get("origin") == "measured":
+            raise BadInput(
+                "a run of a server that was not started here holds no engine steps to fit",
+                where=str(run.folder),
+                next_step="calibrate on `bench run` with engine.kind vllm or vllm_server",
+            )
     return found
 
 

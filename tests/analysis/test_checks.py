@@ -151,3 +151,13 @@ def test_the_worst_of_several_speaks_for_them() -> None:
     noisy = [Warning_("noisy", f"varies by {x}%", "", size=x) for x in (19, 141, 30)]
     assert worst(noisy).message == "at worst, varies by 141%"
     assert worst(noisy[:1]).message == "varies by 19%"  # one alone is no worst
+
+
+def test_a_simulated_device_has_no_sensors_to_doubt(tmp_path: Path) -> None:
+    cell = expand(experiment())[0]
+    codes = {
+        origin: {w.code for w in summarise_run(write_run(tmp_path / origin, cell, 1, origin=origin)).warnings}
+        for origin in ("measured", "simulated")
+    }
+    assert "energy-window-short" in codes["measured"]
+    assert not {c for c in codes["simulated"] if c.startswith("energy-")}

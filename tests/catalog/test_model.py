@@ -287,3 +287,11 @@ def test_a_broken_config_is_refused_in_one_line_or_read(name: str, data: st.Data
         assert model.num_params > 0 and model.weight_bytes() > 0 and model.kv_bytes_per_token() > 0
     except BadInput as e:
         assert "\n" not in str(e)
+
+
+def test_a_model_file_is_named_by_itself_and_a_config_by_its_folder(tmp_path: Path) -> None:
+    config = json.dumps(load_model("llama-3.1-8b").config)
+    for name in ("config.json", "candidate-a.json"):
+        (tmp_path / name).write_text(config)
+    assert load_model(str(tmp_path / "config.json")).name == tmp_path.name
+    assert load_model(str(tmp_path / "candidate-a.json")).name == "candidate-a"

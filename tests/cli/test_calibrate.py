@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from bench.cli.calibrate import _print
+from bench.cli.calibrate import _print, find_runs
+from bench.errors import BadInput
 from bench.sim.profile import PARAMETERS, Layout, Profile
+from bench.store import RunWriter
 
 ERRORS = {"method": "leave one cell out", "step_median_ape": 0.05, "step_p90_ape": 0.2, "cell_time_mean_ape": 0.1, "cells": {"a": 0.1}}  # fmt: skip
 
@@ -32,3 +36,10 @@ def test_coefficients_that_count_are_printed_as_they_are(capsys: pytest.CaptureF
     lines = {" ".join(line.split()) for line in text.splitlines()}
     assert {"per request in a step 86 µs", "per prompt token 0.002 µs", "decode attention x 0.9"} <= lines
     assert "no effect" not in text and "beyond" not in text
+
+
+def test_runs_of_a_server_that_was_not_started_here_say_what_they_lack(tmp_path: Path) -> None:
+    cell = {"engine": {"kind": "endpoint", "url": "http://127.0.0.1:9"}}
+    RunWriter(tmp_path / "run-1-x", {"origin": "measured", "cell": cell}).finish("complete")
+    with pytest.raises(BadInput, match="holds no engine steps to fit; calibrate on `bench run` with engine.kind vllm"):
+        find_runs((tmp_path,))
