@@ -18,7 +18,8 @@ class RequestColumns:
     """Requests of one run, one array element each, all of equal length.
 
     Times are seconds since the run's start. ``due_s`` is ``sent_s`` where the record has none (closed loop: a request is
-    due when a slot is free). ``ok`` is False for requests with an error.
+    due when a slot is free), and the time of the failure for one that failed before it could be sent (connection refused).
+    ``ok`` is False for requests with an error.
     """
 
     index: np.ndarray
@@ -44,7 +45,9 @@ class RequestColumns:
             name: np.array([_nan(getattr(r, name)) for r in records], dtype=np.float64) for name in (*_TIMES, *_COUNTS)
         }
         due = columns["due_s"]
-        columns["due_s"] = np.where(np.isnan(due), columns["sent_s"], due)
+        due = np.where(np.isnan(due), columns["sent_s"], due)
+        failed = np.array([r.error not in (None, "aborted") for r in records], dtype=bool)
+        columns["due_s"] = np.where(np.isnan(due) & failed, columns["done_s"], due)
         return cls(
             index=np.array([r.index for r in records], dtype=np.int64),
             phase=np.array([r.phase for r in records], dtype=object),
@@ -56,6 +59,13 @@ class RequestColumns:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def tried_s(self) -> np.ndarray:
+        """When each request was sent; for those that failed before that (no connection), when they were due. NaN for
+        requests that the end of the run kept from being sent."""
+        failed = ~self.ok & (self.error != "aborted")
+        return np.where(np.isnan(self.sent_s) & failed, self.due_s, self.sent_s)
 
     def where(self, mask: np.ndarray) -> RequestColumns:
         """The requests for which ``mask`` (bool, same length) is True."""

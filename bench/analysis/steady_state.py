@@ -10,6 +10,9 @@ Warm-up is recorded and never counted. Of the rest:
   over the second half of the arrivals; the running maximum itself is reached late and by chance when arrivals are random)
   until the last request is sent.
 
+A request that could not be sent because no connection came about counts as sent when it was due: a server that dies in
+the middle of a run does not end the window with its last answer.
+
 Where that leaves too little, the whole span is counted and the window says that it is not steady, and why.
 """
 
@@ -56,20 +59,21 @@ def find_window(c: RequestColumns, kind: str, target_in_flight: int | None) -> W
         kind: the schedule's kind: offline, closed_loop, open_loop or trace.
         target_in_flight: the concurrency of a closed loop.
     """
-    sent = (c.phase != "warmup") & ~np.isnan(c.sent_s)
-    c = c.where(sent)
+    c = c.where((c.phase != "warmup") & ~np.isnan(c.tried_s))
     if not len(c):
         return None
     measured = c.where(c.phase == "measured")
     if not len(measured):
         return None
-    first, last_sent = float(measured.sent_s.min()), float(measured.sent_s.max())
+    first, last_sent = float(measured.tried_s.min()), float(measured.tried_s.max())
     ends = measured.done_s[~np.isnan(measured.done_s)]
     last_done = float(ends.max()) if len(ends) else last_sent
     whole = Window(first, max(last_done, first), "whole", False, "")
     if kind == "offline":
         return Window(first, last_done, "batch", True, "whole batch window: filling and draining included")
-    times, level = in_flight(c)
+    times, level = in_flight(c.where(~np.isnan(c.sent_s)))
+    if not len(times):
+        return _whole(whole, "no request could be sent")
     if kind == "closed_loop":
         target = target_in_flight or int(level.max())
         reached = np.flatnonzero(level >= target)

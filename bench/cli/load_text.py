@@ -40,6 +40,8 @@ def _time(value: float | None) -> str:
 def summary_lines(values: dict[str, float]) -> list[str]:
     """The numbers of one run."""
     lines = [f"  {label:<24}{significant(values[key])}" for key, label in _ROWS if key in values]
+    if share := values.get("error_ratio"):
+        lines.append(f"  {'share of errors':<24}{share:.1%}")
     lines.append(f"  {'':<24}{'p50':>10}{'p95':>10}{'p99':>10}")
     for key, label in _TIMES:
         cells = [values.get(f"{key}_p{q}_s") for q in (50, 95, 99)]

@@ -23,6 +23,7 @@ from bench.records import EngineInfo
 from bench.runner.marks import mark_by_sent
 from bench.runner.results import experiment_folder, run_number, write_resolved
 from bench.runner.schedules import LengthPairs, build_schedule
+from bench.runner.tally import Tally
 from bench.runner.telemetry import sampled
 from bench.store import TELEMETRY, RunWriter, list_runs, run_folder_name
 from bench.workload.synthetic import repeat_seed
@@ -121,14 +122,14 @@ class LoadSession:
             )
             with sampled(self.telemetry, folder / TELEMETRY, t0, self.info, ()) as telemetry:
                 time.sleep(max(0.0, t0 - time.monotonic()))
-                good = 0
+                tally = Tally()
                 for record in mark_by_sent(self.engine.run(schedule, writer, t0), schedule.kind, spec.warmup):
                     writer.append_request(record)
-                    good += record.error is None and record.phase == "measured"
-            status = "complete" if good else "failed"
-            error = None if good else {"reason": _why_none(writer), "code": "requests-failed", "log_tail": ""}
+                    tally.add(record)
+            failure = tally.failure(spec.stop)
+            error = {"reason": failure, "code": "requests-failed", "log_tail": ""} if failure else None
             writer.finish(
-                status,
+                "failed" if failure else "complete",
                 telemetry=telemetry.facts(),
                 duration_s=time.monotonic() - started,
                 ended_s=time.monotonic() - t0,
@@ -169,17 +170,6 @@ class LoadSession:
             "provenance": self.provenance,
             **({"dataset": self.dataset} if self.dataset else {}),
         }
-
-
-def _why_none(writer: RunWriter) -> str:
-    """Why no request completed, from the records."""
-    from bench.store import RunReader
-
-    with contextlib.suppress(BenchError):
-        for record in RunReader.open(writer.folder).iter_requests():
-            if record.error is not None:
-                return f"no request completed; the first one: {record.error}: {record.error_detail or 'no detail'}"
-    return "no request completed: none was sent"
 
 
 def at_level(spec: CellSpec, level: float) -> tuple[CellSpec, dict[str, Any]]:

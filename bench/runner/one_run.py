@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -16,9 +15,10 @@ from bench.config.experiment import Experiment, TraceLoad
 from bench.config.sweep import Cell
 from bench.engines.host import EngineDied, EngineProcess
 from bench.errors import BenchError, StoreError
-from bench.records import EngineInfo, RequestRecord, Schedule
+from bench.records import EngineInfo, Schedule
 from bench.runner.marks import mark_by_sent
 from bench.runner.schedules import build_schedule
+from bench.runner.tally import Tally
 from bench.runner.telemetry import loaded_idle_power, sampled
 from bench.store import ENGINE_LOG, TELEMETRY, RunWriter, run_folder_name, utc_now_text, warm_up
 from bench.workload.synthetic import repeat_seed
@@ -27,8 +27,6 @@ from bench.workload.synthetic import repeat_seed
 #: engine, then only what it takes for the sampler to be there.
 IDLE_BASELINE_S = 2.5
 LEAD_S = 0.6
-RATE_WINDOW_S = 5.0
-PROGRESS_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +172,7 @@ def _measure(
             "max_in_flight": schedule.max_in_flight,
         },
     )
-    tally = _Tally(report)
+    tally = Tally(report)
     path = writer.folder / TELEMETRY
     with sampled(context.experiment.telemetry, path, t0, context.info, engine.pids) as telemetry:
         busy_ratio = _busy_until(t0)
@@ -194,7 +192,7 @@ def _measure(
         "duration_s": duration_s,
         "ended_s": ended_s,
     }
-    failure = tally.failure(context.cell.spec.stop.max_errors, context.cell.spec.stop.max_error_ratio)
+    failure = tally.failure(context.cell.spec.stop)
     if failure:
         error = {"reason": failure, "code": "requests-failed", "log_tail": ""}
         writer.finish("failed", error=error, **final)
@@ -237,55 +235,6 @@ def _own_cpu_seconds() -> float:
             used = process.cpu_times()
             total += used.user + used.system
     return total
-
-
-class _Tally:
-    """Counts while a run goes on: for the display and for the verdict whether the run is one at all."""
-
-    def __init__(self, report: Callable[[int, float], None]) -> None:
-        self._report = report
-        self._recent: deque[tuple[float, int]] = deque()
-        self._last_report = 0.0
-        self.num_measured = self.num_errors = self.tokens = self.num_seen = 0
-        self.first_s = self.last_s = 0.0
-        self._error: str | None = None
-
-    def add(self, record: RequestRecord) -> None:
-        now = time.monotonic()
-        self.num_seen += 1
-        tokens = record.osl or 0
-        if record.phase == "measured":
-            if record.error is None:
-                start = record.sent_s or 0.0
-                self.first_s = start if self.num_measured == 0 else min(self.first_s, start)
-                self.last_s = max(self.last_s, record.done_s or 0.0)
-                self.num_measured += 1
-                self.tokens += tokens
-            elif record.error != "aborted":
-                self.num_errors += 1
-                self._error = self._error or f"{record.error}: {record.error_detail or 'no detail'}"
-        self._recent.append((now, tokens))
-        while self._recent and self._recent[0][0] < now - RATE_WINDOW_S:
-            self._recent.popleft()
-        if now - self._last_report >= PROGRESS_EVERY_S:
-            self._last_report = now
-            span = max(now - self._recent[0][0], 0.5)
-            self._report(self.num_seen, sum(t for _, t in self._recent) / span)
-
-    def overall_rate(self) -> float | None:
-        span = self.last_s - self.first_s
-        return self.tokens / span if span > 0 else None
-
-    def failure(self, max_errors: int | None, max_error_ratio: float | None) -> str | None:
-        """Why this is no usable run, or None."""
-        total = self.num_measured + self.num_errors
-        if self.num_measured == 0:
-            return f"no request completed ({self.num_errors} failed; first: {self._error or 'none was sent'})"
-        if max_errors is not None and self.num_errors > max_errors:
-            return f"{self.num_errors} of {total} requests failed, {max_errors} are allowed; first: {self._error}"
-        if max_error_ratio is not None and self.num_errors > max_error_ratio * total:
-            return f"{self.num_errors / total:.1%} of requests failed, {max_error_ratio:.1%} are allowed; first: {self._error}"
-        return None
 
 
 __all__ = ["FailedRun", "RunContext", "RunResult", "execute", "record_failure", "utc_now_text"]

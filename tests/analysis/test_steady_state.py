@@ -87,3 +87,36 @@ def test_in_flight_frees_a_slot_before_it_is_filled() -> None:
     times, level = in_flight(RequestColumns.of([request(0, 0.0, 1.0), request(1, 1.0, 2.0)]))
     assert level.max() == 1
     assert list(times) == [0.0, 1.0, 1.0, 2.0]
+
+
+def test_a_server_that_dies_does_not_end_the_window_with_its_last_answer() -> None:
+    """Refused connections were never sent, but they were tried: they belong to the window, its length and its errors."""
+    served = closed_loop(2, 20)  # until about 10 s
+    end = max(r.done_s or 0.0 for r in served)
+    refused = [
+        RequestRecord(100 + i, "measured", 10, 0, None, None, None, None, end + 0.1 * i, "connect")
+        for i in range(1, 101)
+    ]
+    cut = RequestRecord(300, "measured", 10, 0, None, None, None, None, None, "aborted")
+    c = RequestColumns.of([*served, *refused, cut])
+    window = find_window(c, "closed_loop", 2)
+    assert window is not None and window.steady
+    assert window.end_s == end + 0.1 * 100
+    counted = c.where((c.phase == "measured") & window.holds(c.due_s))
+    assert np.count_nonzero(~counted.ok) == 100, "and what was never tried is not counted"
+
+
+def test_a_refused_open_loop_counts_to_its_last_arrival() -> None:
+    served = [
+        RequestRecord(i, "measured", 10, 10, i / 10, i / 10, i / 10 + 0.05, i / 10 + 0.2, i / 10 + 0.2)
+        for i in range(50)
+    ]
+    refused = [RequestRecord(i, "measured", 10, 0, i / 10, None, None, None, i / 10, "connect") for i in range(50, 150)]
+    window = find_window(RequestColumns.of([*served, *refused]), "open_loop", None)
+    assert window is not None and window.end_s == 14.9
+
+
+def test_nothing_but_refused_connections_is_a_window_without_a_steady_part() -> None:
+    refused = [RequestRecord(i, "measured", 10, 0, None, None, None, None, float(i), "connect") for i in range(5)]
+    window = find_window(RequestColumns.of(refused), "closed_loop", 2)
+    assert window is not None and not window.steady and "no request could be sent" in window.reason
