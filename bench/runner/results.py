@@ -82,7 +82,11 @@ def write_resolved(folder: Path, experiment: Experiment, cells: tuple[Cell, ...]
     """
     from ruamel.yaml import YAML
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise StoreError(f"cannot write results here: {e.strerror}", where=str(folder),
+            next_step=f"choose another folder with --results DIR or {RESULTS_VARIABLE}") from e  # fmt: skip
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     tmp = folder / f".{RESOLVED}.tmp"

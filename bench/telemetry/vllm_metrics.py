@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.errors import BenchError
 from bench.records import EngineMetric, Request, RequestRecord
 
 _LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
@@ -86,7 +87,10 @@ class MetricsScraper:
 
     def _run(self) -> None:
         while not self._over.wait(self._interval_s):
-            self._scrape(buckets=False)
+            try:
+                self._scrape(buckets=False)
+            except BenchError:
+                return  # the disk is full: whoever writes the run's other records meets the same, and says it
 
     def start(self) -> None:
         self.first = self._scrape(buckets=True)

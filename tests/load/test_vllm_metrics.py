@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 
+import pytest
+
+from bench.errors import StoreError
 from bench.records import EngineMetric, RequestRecord
 from bench.telemetry.vllm_metrics import MetricsScraper, compare, parse_prometheus, total
 from tests.load.conftest import make_requests
@@ -83,3 +88,19 @@ def test_unasked_prefix_hits_are_a_warning_and_failed_scrapes_are_counted() -> N
     assert view.prefix_cache_hit_ratio == 0.4 and "prefix cache" in view.warnings[0]
     empty, _ = scraped()
     assert empty.num_failed == 2 and empty.first == []
+
+
+def test_a_full_disk_ends_the_scraping_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's other records meet the same error and say it in one line; a thread's traceback says it in thirty."""
+    escaped: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", escaped.append)
+
+    def emit(sample: EngineMetric) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise StoreError("cannot write: No space left on device", where="engine_metrics.arrow")
+
+    scraper = MetricsScraper(lambda: PAGE % (0, 0, "0", 0), emit, time.monotonic(), interval_s=0.01)
+    scraper.start()
+    scraper._thread.join(timeout=10)
+    assert not scraper._thread.is_alive() and escaped == []
+    scraper.stop()
