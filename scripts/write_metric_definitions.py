@@ -37,7 +37,8 @@ beyond it (10 for p90, 20 for p95, 100 for p99), in every run of the cell; other
 **The counted window.** Warm-up is recorded and never counted. Offline batches count whole, from the first submission to the
 last token, filling and draining included. A closed loop counts from the moment its concurrency is in flight until the last
 request is sent. An open loop or a trace counts from the moment when the requests in flight first reach the level at which they
-settle (their median over the second half of the arrivals) until the last request is sent. Tokens count when they arrive; latencies
+settle (their median over the second half of the arrivals) until the last request is sent. A request that found no connection counts
+as sent when it was due, as an error. Tokens count when they arrive; latencies
 count for requests that were due in the window, even if they end after it. Where this leaves too little the whole run is counted
 and marked as not steady; on a GPU a window below 30 s draws a warning.
 

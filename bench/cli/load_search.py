@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.load_text import Speaker, base_cell
-from bench.config.experiment import Experiment
+from bench.config.experiment import CellSpec, Experiment
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.runner.load_runs import LoadSession, at_level, with_num_requests
+from bench.runner.schedules import REQUESTS_PER_SLOT
 from bench.runner.search import LevelResult, Margin, Probe, SearchResult, SweepPoint, find_highest, find_knee
 from bench.units import duration_text, significant
 
 if TYPE_CHECKING:
     from bench.catalog.slo import Slo
 
+#: Of arrivals in a probe of an open loop, and in `bench load --rate`, where the user sets no length.
+SECONDS_PER_RATE = 10
 _BOUNDS = {"rate": (0.01, 10_000.0), "concurrency": (1.0, 4096.0)}
 
 
@@ -39,27 +42,39 @@ def needed_requests(slo: Slo) -> int:
     return max(40, *(ceil(150 / (100 - q)) for q in ranks)) if ranks else 40
 
 
+def own_requests(level: float, spec: CellSpec) -> int:
+    """Requests of a run at this level where the user sets none: ten for each slot, or ten seconds of arrivals.
+
+    The number has to grow with the rate: a hundred requests at 500/s are over before a queue could show that the server
+    cannot take them.
+    """
+    return REQUESTS_PER_SLOT * round(level) if spec.load.kind == "closed_loop" else ceil(SECONDS_PER_RATE * level)
+
+
 def search(session: LoadSession, experiment: Experiment, slo: Slo | None, o: dict[str, Any], say: Speaker) -> int:
     """Run what --search or --sweep asks for."""
     folders: list[Path] = []
     spec, _ = base_cell(experiment)
 
     def run(level: float, number: int, least: int) -> dict[str, Any]:
-        at, axes = at_level(with_num_requests(spec, least), level)
-        folders.append(session.run(at, axes))
+        at, axes = at_level(spec, level)
+        # lengths that the user gave stand, but for what the SLO's percentiles need
+        given = o["requests"] is not None or o["duration"] is not None
+        folders.append(
+            session.run(with_num_requests(at, least if given else max(least, own_requests(level, at))), axes)
+        )
         return _values(say, folders[-1], slo, level, number)
 
     if o["sweep"]:
         return _sweep(run, o, say, folders, slo)
     if slo is None:
         raise BadInput("a search needs limits", next_step='give --slo "ttft p99 <= 500 ms"')
-    least = needed_requests(slo)
+    least, kind = needed_requests(slo), o["search"]
 
     def probe(level: float, number: int) -> Probe:
-        entry = run(level, number, max(least, 4 * round(level)) if o["search"] == "concurrency" else least)
+        entry = run(level, number, max(least, 4 * round(level)) if kind == "concurrency" else least)
         return Probe(level, margins(slo, entry["values"]), entry["folder"])
 
-    kind = o["search"]
     low, high = _BOUNDS[kind]
     low, high = o["lowest"] or low, o["highest"] or high
     start = min(max(low, o["rate"] or o["concurrency"] or 1.0), high)

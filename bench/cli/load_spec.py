@@ -69,9 +69,8 @@ def _stop(o: dict[str, Any], load: dict[str, Any]) -> dict[str, Any]:
         stop["max_requests"] = o["requests"]
         if o["duration"] is not None:
             stop["min_requests"] = 0
-    elif o["duration"] is None and load["kind"] == "open_loop":
-        stop["max_requests"] = max(100, ceil(10 * load["rate_per_s"]))
-        stop["min_requests"] = stop["max_requests"]
+    elif o["duration"] is None and load["kind"] == "open_loop" and not (o["search"] or o["sweep"]):
+        stop["max_requests"] = max(100, ceil(10 * load["rate_per_s"]))  # searches and sweeps choose for each level
     if load["kind"] == "open_loop" and "max_requests" in stop:
         stop["min_requests"] = stop["max_requests"]
     return {k: v for k, v in stop.items() if v is not None}

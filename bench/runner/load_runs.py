@@ -185,12 +185,16 @@ def at_level(spec: CellSpec, level: float) -> tuple[CellSpec, dict[str, Any]]:
 
 
 def with_num_requests(spec: CellSpec, least: int) -> CellSpec:
-    """The cell with at least ``least`` measured requests, so that its percentiles are defined."""
+    """The cell with at least ``least`` measured requests, so that its percentiles are defined.
+
+    Without a maximum they are the least number before the run may end (a duration that the cell has stays its end).
+    """
     stop = spec.stop
-    if stop.max_requests is not None and stop.max_requests < least:
-        stop = stop.model_copy(update={"max_requests": least, "min_requests": min(stop.min_requests, least)})
-    if stop.min_requests < least and stop.min_duration_s > 0:
-        stop = stop.model_copy(update={"min_requests": least})
+    if stop.max_requests is None:
+        stop = stop.model_copy(update={"min_requests": max(stop.min_requests, least)})
+    elif stop.max_requests < least:
+        whole = stop.min_requests == stop.max_requests  # an open loop ends with its last arrival
+        stop = stop.model_copy(update={"max_requests": least, "min_requests": least if whole else stop.min_requests})
     return spec.model_copy(update={"stop": stop})
 
 

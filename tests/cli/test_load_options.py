@@ -49,6 +49,7 @@ def options(**changes: Any) -> dict[str, Any]:
         "shape": "64/8", "concurrency": None, "rate": None, "batch": None, "trace": None, "search": None, "sweep": None,
         "prompts": None, "api": "completions", "prefix_tokens": None, "turns": None, "name": "x", "model": "",
         "api_key_env": None, "extra_body": None, "warmup": None, "ramp_up": None, "cool_down": None, "seed": 0,
+        "arrivals": "poisson", "burstiness": 1.0, "max_in_flight": None,
         "repeats": 1, "slo": None, "duration": None, "requests": None, "max_errors": None, "max_error_share": None,
     }  # fmt: skip
     return {**plain, **changes}
