@@ -181,7 +181,8 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
         counts=counted,
         errors=_errors(everything),
         peaks=model.peaks,
-        token_sources=tuple(sorted({str(x) for x in everything.token_source if x})),
+        # a failed request has no tokens to count, whatever its record says of their source
+        token_sources=tuple(sorted({str(x) for x in everything.token_source[everything.ok] if x})),
     )
     # A simulated device has no sensors: doubts about counters and clocks would be doubts about nothing.
     doubts = devices.warnings if facts.origin != "simulated" else ()

@@ -21,7 +21,7 @@ from bench.load.driver import LoadOptions, Progress
 from bench.load.target import Target
 from bench.records import EngineInfo
 from bench.runner.marks import mark_by_sent
-from bench.runner.results import experiment_folder, run_number, write_resolved
+from bench.runner.results import comparable_cells, experiment_folder, run_number, write_resolved
 from bench.runner.schedules import LengthPairs, build_schedule
 from bench.runner.tally import Tally
 from bench.runner.telemetry import sampled
@@ -98,6 +98,9 @@ class LoadSession:
             BenchError: the run failed as a whole (its folder says so, too).
         """
         cell = make_cell(axes, spec)
+        if not self.cells:
+            self.cells = comparable_cells(self.folder, spec)
+            write_resolved(self.folder, self.experiment, tuple(self.cells), {})
         if all(c.cell_id != cell.cell_id for c in self.cells):
             self.cells.append(cell)
             write_resolved(self.folder, self.experiment, tuple(self.cells), {})

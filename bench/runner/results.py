@@ -124,6 +124,17 @@ def read_plan(folder: Path) -> tuple[str, list[Cell], int, dict[str, str]]:
         ) from e
 
 
+def comparable_cells(folder: Path, spec: CellSpec) -> list[Cell]:
+    """Cells of earlier calls in ``folder`` that differ from ``spec`` in load, length or seed alone: one report shows
+    them together. Those of another server, model or workload are no part of it."""
+    try:
+        _, cells, _, _ = read_plan(folder)
+    except StoreError:
+        return []
+    fixed = ("model", "weights", "engine", "workload")
+    return [c for c in cells if all(getattr(c.spec, name) == getattr(spec, name) for name in fixed)]
+
+
 def check_same_machine(states: list[CellState], fingerprint: dict[str, Any], folder: Path) -> None:
     """Refuse to add runs to those of another machine or engine version.
 

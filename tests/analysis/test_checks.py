@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from bench.analysis.steady_state import Window
 from bench.analysis.summary import RunSummary, summarise_cell, summarise_run
 from bench.config.experiment import CellSpec
 from bench.config.sweep import expand
-from bench.records import Estimate, Warning_
+from bench.records import Estimate, RequestRecord, Warning_
+from bench.store import RunReader
 from tests.analysis.synthetic import EXPERIMENT, experiment, write_run
 
 GOOD = Window(0.0, 60.0, "steady", True, "")
@@ -161,3 +163,13 @@ def test_a_simulated_device_has_no_sensors_to_doubt(tmp_path: Path) -> None:
     }
     assert "energy-window-short" in codes["measured"]
     assert not {c for c in codes["simulated"] if c.startswith("energy-")}
+
+
+def test_failed_requests_do_not_cast_doubt_on_who_counted_the_tokens(tmp_path: Path) -> None:
+    run = write_run(tmp_path, expand(experiment())[0], 1, origin="measured")
+    refused = RequestRecord(9999, "measured", 10, 0, None, None, None, None, 0.5, "connect", token_source="chunks")
+    with open(run.folder / "requests.jsonl", "a") as f:
+        f.write(json.dumps(refused.to_dict()) + "\n")
+    found = summarise_run(RunReader.open(run.folder))
+    assert found.errors == {"connect": 1}
+    assert "tokens-not-from-server" not in {w.code for w in found.warnings}

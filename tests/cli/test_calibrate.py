@@ -41,5 +41,7 @@ def test_coefficients_that_count_are_printed_as_they_are(capsys: pytest.CaptureF
 def test_runs_of_a_server_that_was_not_started_here_say_what_they_lack(tmp_path: Path) -> None:
     cell = {"engine": {"kind": "endpoint", "url": "http://127.0.0.1:9"}}
     RunWriter(tmp_path / "run-1-x", {"origin": "measured", "cell": cell}).finish("complete")
-    with pytest.raises(BadInput, match=r"holds no engine steps to fit; calibrate on `bench run` with engine\.kind vllm"):
+    with pytest.raises(
+        BadInput, match=r"holds no engine steps to fit; calibrate on `bench run` with engine\.kind vllm"
+    ):
         find_runs((tmp_path,))

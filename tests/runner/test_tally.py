@@ -7,11 +7,8 @@ from typing import Any
 import pytest
 
 from bench.config.experiment import StopSpec
-from bench.errors import StoreError
 from bench.records import RequestRecord
-from bench.runner.results import experiment_folder, write_resolved
 from bench.runner.tally import Tally
-from tests.analysis.synthetic import experiment
 
 
 def record(error: Any = None, phase: Any = "measured") -> RequestRecord:
@@ -50,9 +47,3 @@ GOOD, BAD = record(), record("connect")
 def test_failure(records: list[RequestRecord], stop: dict[str, Any], says: str | None) -> None:
     found = verdict(records, **stop)
     assert found is None if says is None else says in str(found)
-
-
-def test_a_results_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Any) -> None:
-    (tmp_path / "runs").write_text("a file where the folder should be")
-    with pytest.raises(StoreError, match=r"cannot write results here: Not a directory.*--results DIR"):
-        write_resolved(experiment_folder("x", tmp_path / "runs"), experiment(), (), {})
