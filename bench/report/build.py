@@ -187,12 +187,14 @@ def _derived(
 
 
 def _state(data: Collected) -> str:
-    planned = "" if data.num_runs_planned is None else f" of {data.num_runs_planned}"
+    more = data.num_runs_planned is not None and data.num_runs_complete > data.num_runs_planned  # run again on purpose
+    planned = "" if data.num_runs_planned is None or more else f" of {data.num_runs_planned}"
     text = f"{data.num_runs_complete}{planned} runs complete, {len(data.summaries)} of {len(data.cells)} cells have results"
     if data.num_runs_planned is not None and data.num_runs_complete < data.num_runs_planned:
         text += "; `bench run` continues where it stopped"
     if data.stale:
-        text += f"; {len(data.stale)} cells of an earlier configuration are left out"
+        one = len(data.stale) == 1
+        text += f"; {len(data.stale)} cell{'' if one else 's'} of an earlier configuration {'is' if one else 'are'} left out"
     return text
 
 

@@ -130,7 +130,9 @@ def _scatter_notes(figure: Figure, ax: Axes, panel: Panel) -> None:
             r = (7.5 if p.front else 4.5) * pixels
             taken.append(Bbox([[x - r, y - r], [x + r, y + r]]))
 
-    wide = Bbox([[frame.x0, frame.y0], [frame.x1 + 30 * pixels, frame.y1 + 10 * pixels]])
+    # a little beyond the frame, but never over the picture's edge, where a name would be cut off
+    right = min(frame.x1 + 30 * pixels, figure.bbox.x1 - pixels)
+    wide = Bbox([[frame.x0, frame.y0], [right, frame.y1 + 10 * pixels]])
 
     def put(text: str, p: Point, color: str, bold: bool, size: float, must: bool) -> None:
         look: dict[str, Any] = {"fontsize": size, "color": color, "fontweight": "bold" if bold else "normal"}

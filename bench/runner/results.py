@@ -126,13 +126,19 @@ def read_plan(folder: Path) -> tuple[str, list[Cell], int, dict[str, str]]:
 
 def comparable_cells(folder: Path, spec: CellSpec) -> list[Cell]:
     """Cells of earlier calls in ``folder`` that differ from ``spec`` in load, length or seed alone: one report shows
-    them together. Those of another server, model or workload are no part of it."""
-    try:
-        _, cells, _, _ = read_plan(folder)
-    except StoreError:
-        return []
+    them together. Those of another server, model or workload are no part of it. Oldest first, as their runs tell them."""
     fixed = ("model", "weights", "engine", "workload")
-    return [c for c in cells if all(getattr(c.spec, name) == getattr(spec, name) for name in fixed)]
+    found: dict[str, tuple[str, Cell]] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ():
+        for run in list_runs(path)[:1]:
+            about = run.manifest
+            try:
+                cell = Cell(path.name, tuple(about["axes"].items()), CellSpec.model_validate(about["cell"]))
+            except (KeyError, ValueError, AttributeError):
+                continue  # an older version's, or damaged: left out, as what does not compare is
+            if all(getattr(cell.spec, name) == getattr(spec, name) for name in fixed):
+                found[path.name] = (str(about.get("created_utc")), cell)
+    return [cell for _, cell in sorted(found.values(), key=lambda f: f[0])]
 
 
 def check_same_machine(states: list[CellState], fingerprint: dict[str, Any], folder: Path) -> None:

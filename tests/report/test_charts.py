@@ -80,6 +80,17 @@ def test_nothing_is_drawn_outside_the_picture(files: ReportFiles) -> None:
                 )
 
 
+@pytest.mark.parametrize("label", ["TP 1", "H200-SXM TP 1"])
+def test_the_name_of_a_single_point_stays_in_the_picture(label: str) -> None:
+    """A single cell lies at the right end of its axes, with its name beside it."""
+    line = Line(label, (Point(200.0, 68.1, note="20", front=True),))
+    panel = Panel("", Axis("Output tokens/s per user"), Axis("Output tokens/s"), (line,), "scatter")
+    figure = draw(Chart("interactivity", "A chart", "An answer.", (panel,)))
+    figure.canvas.draw()
+    name = next(t for t in figure.axes[0].texts if t.get_text() == f"{label} · 20")
+    assert name.get_window_extent(figure.canvas.get_renderer()).x1 <= figure.bbox.x1  # type: ignore[attr-defined]
+
+
 def test_labels_do_not_overlap(files: ReportFiles) -> None:
     for chart in files.report.charts:
         figure = draw(chart)

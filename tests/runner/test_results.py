@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.config.sweep import expand, make_cell
+from bench.config.sweep import expand
 from bench.errors import StoreError
 from bench.runner.results import comparable_cells, experiment_folder, write_resolved
-from tests.analysis.synthetic import experiment
+from tests.analysis.synthetic import experiment, write_run
 
 
 def test_a_results_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
@@ -19,11 +19,12 @@ def test_a_results_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) 
 
 
 def test_calls_that_differ_in_load_alone_are_reported_together(tmp_path: Path) -> None:
-    plain = experiment(sweep={"grid": {}})
-    (cell,) = expand(plain)
-    assert comparable_cells(tmp_path, cell.spec) == [], "no plan yet"
-    write_resolved(tmp_path, plain, (cell,), {})
-    loaded = cell.spec.model_copy(update={"load": cell.spec.load.model_copy(update={"batch_size": 32}), "seed": 5})
-    assert comparable_cells(tmp_path, loaded) == [make_cell(cell.axes_dict(), cell.spec)]
-    other = cell.spec.model_copy(update={"workload": cell.spec.workload.model_copy(update={"prefix": "other"})})
+    small, large = expand(experiment(sweep={"grid": {"batch_size": [1, 16]}}))
+    assert comparable_cells(tmp_path / "none", small.spec) == []
+    write_run(tmp_path, small, 1)
+    write_run(tmp_path, small, 2, t0_s=10)
+    write_run(tmp_path, large, 1, t0_s=20)
+    (tmp_path / "damaged").mkdir()
+    assert comparable_cells(tmp_path, large.spec) == [small, large]
+    other = small.spec.model_copy(update={"workload": small.spec.workload.model_copy(update={"prefix": "other"})})
     assert comparable_cells(tmp_path, other) == []
