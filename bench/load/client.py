@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import heapq
 import os
 import ssl
 import struct
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.load.agenda import Agenda
 from bench.load.clocks import DeadlineTimer, paired_reading
 from bench.load.compiled_reads import CompiledReads
 from bench.load.connection import Connection
@@ -31,6 +31,8 @@ from bench.load.watchdog import Watchdog
 _MAX_HOLD_S = 60.0
 #: Requests sent in one go, so that a burst of sends does not keep the reads waiting.
 SENDS_PER_TURN = 16
+#: The same for those that compiled code sends: some 10 us each.
+SENDS_AT_ONCE = 64
 #: A closed loop whose server refuses connections would burn its whole schedule in a moment: its slots wait this long.
 CONNECT_BACKOFF_S = 0.1
 
@@ -62,32 +64,29 @@ class Client:
         self.target, self.address, self.tls_context = target, address, tls_context
         self.event_loop, self.loop = loop, LoopGate(loop)
         self.reads = None if kernels is None or target.is_tls else CompiledReads(self, kernels, num_connections)
-        self.loop.reads = self.reads
+        self.loop.compiled = None if self.reads is None else self.reads.loop
         self.parent_pid = parent_pid
         self.share, self.bodies, self.spill, self.limits = share, bodies, spill, limits
         self.control, self.words = control, control.workers[rank]
         self.limit = max_in_flight if semaphore_fd is None else None
         self.steps, self.batch, self.semaphore_fd = in_flight_steps, batch, semaphore_fd
         self.positions: list[int] = share.positions.tolist()
-        self.due: list[int] = share.due_ns.tolist()
         self.body_at: list[int] = share.body_at.tolist()
         self.head = target.request_head()
         self.idle: list[Connection] = []
         self.all: set[Connection] = set()
         self.waiting: deque[tuple[int, int, int]] = deque()  # (row, due_ns or 0, connections opened for it at)
         self.num_opening = self.num_reads_done = 0
-        self.queue: list[int] = []
-        self.next = 0
-        self.later: list[tuple[int, int]] = []  # (ready ns, row) of follow-up turns
-        self.start_ns = 0
+        self.agenda = Agenda(share)
         self.in_flight = self.batch_left = self.num_held = 0
         self.stopping = False
         self.waits_for_slot = False
-        self.num_followups = int((~share.is_root).sum())
         self.due_of: dict[int, int] = {}
         self.retried: set[int] = set()
         self.first_sent: dict[int, int] = {}
         self.done = asyncio.Event()
+        if self.reads is not None:
+            self.reads.give_requests(share, self.head, bodies)
         self.timer = DeadlineTimer()
         self.measures = Measures(array("q"), array("q"), [paired_reading()])
         self.offset_ns = self.measures.offsets[0][1]
@@ -116,15 +115,21 @@ class Client:
 
     async def serve(self, rows: np.ndarray, start_ns: int) -> None:
         """Send the given root rows (in order) and their follow-ups; returns when all are done."""
-        self.queue, self.next, self.start_ns = rows.tolist(), 0, start_ns
+        self.agenda.start(rows, start_ns)
         self.done.clear()
         self.timer.arm(max(start_ns, 1))
-        if not self.queue:
+        if not len(rows):
             return
         if self.reads is not None:
+            self.reads.give_queue(rows, turns=self._turns(rows))
             timers = {self.timer.fileno(): self._on_timer, self.watchdog.fileno(): self.watchdog.look}
-            self.reads.start(self.event_loop, timers)
+            self.reads.loop.start(self.event_loop, timers)
         await self.done.wait()
+
+    def _turns(self, rows: np.ndarray) -> bool:
+        """Whether these are a plain closed loop: whenever an answer is over, the next request may go out."""
+        plain = self.semaphore_fd is None and not self.steps and not self.batch and not self.agenda.num_followups
+        return plain and self.limit is not None and bool((self.share.due_ns[rows] < 0).all())
 
     def close(self) -> None:
         for conn in list(self.all):
@@ -139,45 +144,43 @@ class Client:
 
     def pump(self) -> None:
         """Send whatever is due and allowed, then sleep until the next is."""
-        if self.stopping or not self.start_ns:
+        agenda = self.agenda
+        if self.stopping or not agenda.start_ns:
             return
         for _ in range(SENDS_PER_TURN):
             now = time.monotonic_ns()
-            if now < self.start_ns:
-                self.timer.arm(self.start_ns)
+            if now < agenda.start_ns:
+                self.timer.arm(agenda.start_ns)
                 return
-            row, due = self._candidate(now)
+            if self.reads is not None and self.reads.turns and self._send_idle():
+                self.loop.call_soon(self.pump)
+                return
+            row, due = agenda.candidate(now)
             if row < 0:
                 break
             if not self._take_slot():
                 return
-            if self.later and row == self.later[0][1]:
-                heapq.heappop(self.later)
-            else:
-                self.next += 1
+            agenda.take(row)
             self._launch(row, due)
         else:
             self.loop.call_soon(self.pump)  # let the reads that wait have their turn
             return
         if due:
             self.timer.arm(due)
-        elif self.next >= len(self.queue) and not self.in_flight and not self.later:
+        elif not self.in_flight and agenda.is_over:
             self.done.set()
 
-    def _candidate(self, now: int) -> tuple[int, int]:
-        """(row, due) of the request to send now, due 0 meaning "when a slot is free"; or (-1, when to look again)."""
-        row, due = -1, 0
-        if self.next < len(self.queue):
-            row = self.queue[self.next]
-            due = self.due[row]
-            due = 0 if due < 0 else due + self.start_ns
-        if self.later and (row < 0 or due == 0 or self.later[0][0] < due):
-            ready = self.later[0][0]
-            if ready <= now or row < 0 or due > ready:
-                row, due = self.later[0][1], ready
-        if row >= 0 and due > now:
-            return -1, due
-        return row, due
+    def _send_idle(self) -> int:
+        """In a plain closed loop: the next requests go out on the connections that rest, in one go. How many did."""
+        assert self.reads is not None and self.limit is not None
+        slots: list[int] = []
+        room = min(self.limit - self.in_flight, self.agenda.num_left, SENDS_AT_ONCE)
+        while len(slots) < room and self.idle and self.idle[-1].slot >= 0:
+            slots.append(self.idle.pop().slot)
+        if slots:
+            self.in_flight += len(slots)
+            self.reads.send(slots)
+        return len(slots)
 
     def _take_slot(self) -> bool:
         if self.semaphore_fd is not None:
@@ -222,13 +225,15 @@ class Client:
         self._open()
 
     def _send(self, conn: Connection, row: int) -> None:
-        body = self.bodies[self.body_at[row] : self.body_at[row + 1]]
-        head = b"%bContent-Length: %d\r\nX-Request-Id: %d\r\n\r\n" % (self.head, len(body), self.positions[row])
-        conn.send(row, head + body)
+        conn.send(row, self.request(row))
+
+    def request(self, row: int) -> bytes:
+        """The bytes of a request."""
+        return self.head + self.bodies[self.body_at[row] : self.body_at[row + 1]]
 
     def slot_free(self, hold_s: float) -> None:
         """A request is over. In a closed loop a 429's Retry-After is honoured: the slot rests that long."""
-        if hold_s > 0 and self.due_is_free and not self.stopping:
+        if hold_s > 0 and self.agenda.due_is_free and not self.stopping:
             self.num_held += 1
             hold_s = min(hold_s, _MAX_HOLD_S)
             until_ns = time.monotonic_ns() + round(hold_s * 1e9)
@@ -243,10 +248,6 @@ class Client:
             return
         self.num_held -= 1
         self._release()
-
-    @property
-    def due_is_free(self) -> bool:
-        return self.next < len(self.queue) and self.due[self.queue[self.next]] < 0
 
     def _release(self) -> None:
         self.in_flight -= 1
@@ -292,7 +293,7 @@ class Client:
         conn.item, conn.sent_ns = row, 0
         conn.connect_ns = time.monotonic_ns() - conn.opened_ns
         self.record(conn, error, detail, False)
-        self.slot_free(CONNECT_BACKOFF_S if self.due_is_free else 0.0)
+        self.slot_free(CONNECT_BACKOFF_S if self.agenda.due_is_free else 0.0)
 
     def retry(self, conn: Connection) -> bool:
         """A kept-alive connection turned out to be closed by the server before it saw the request: once more, on a new
@@ -320,7 +321,8 @@ class Client:
     # Records
 
     def record(self, conn: Connection, error: str | None, detail: str, until_close: bool) -> None:
-        """Leave the raw response behind; the next turn of its session becomes due."""
+        """Leave the raw response behind; the next turn of its session becomes due. (``compiled_reads`` logs answers without a
+        fault itself, and calls :meth:`logged`.)"""
         now, row = time.monotonic_ns(), conn.item
         stamps, ends, data = conn.raw()
         if len(stamps) and conn.kernel_stamps:
@@ -346,17 +348,20 @@ class Client:
         self.num_reads_done += len(ends)
         if error is not None or conn.status != 200:
             words[Control.NUM_ERRORS] += 1
-        follows = int(self.share.follows[row]) if self.num_followups else -1
-        if follows >= 0:
-            ready = now + int(self.share.think_ns[follows])
-            due = self.due[follows]
-            heapq.heappush(self.later, (max(ready, due + self.start_ns if due >= 0 else 0), follows))
+        self.agenda.follow_up(row, now)
+
+    def logged(self, row: int, end_ns: int) -> None:
+        """Compiled code left the raw response behind; the rest of what a record brings with it."""
+        if self.due_of:
+            self.due_of.pop(row, None)
+        self.agenda.follow_up(row, end_ns)
+        self._release()
 
     # Watching
 
     def step_limit(self, now: int) -> None:
-        if self.steps and self.semaphore_fd is None and self.start_ns:
-            t = (now - self.start_ns) / 1e9
+        if self.steps and self.semaphore_fd is None and self.agenda.start_ns:
+            t = (now - self.agenda.start_ns) / 1e9
             limit = [c for at, c in self.steps if at <= max(t, 0.0)][-1]
             if limit != self.limit:
                 self.limit = limit
@@ -367,16 +372,15 @@ class Client:
         are, too."""
         if not self.stopping:
             self.stopping = True
-            for row in self.queue[self.next :]:
-                due = self.due[row]
-                if due < 0 or due + self.start_ns > now:
-                    break
-                self._never_sent(row, due + self.start_ns)
+            for row, due in self.agenda.overdue(now):
+                self._never_sent(row, due)
             while self.waiting:
                 row, due, _ = self.waiting.popleft()
                 self._never_sent(row, due)
                 self._release()
         if abort:
+            if self.reads is not None:
+                self.reads.sync_all()
             for conn in list(self.all):
                 if conn.item >= 0:
                     conn.lost("aborted", "in flight when the run ended")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.load.share import Share
 from bench.load.wire import SSE_END
 
 #: Bytes of one connection's buffer; beyond ``MOST_BYTES`` a part is written out, so a read has 64 KiB at least.
@@ -25,6 +26,8 @@ TOUCHED_BYTES = 1 << 15
 KNOWN_BYTES = 1024
 #: Events of one wait: few enough that a send that is due meanwhile does not wait for long.
 _EVENTS = 128
+#: Answers that compiled code logs before Python writes them to disk: bytes, and their number.
+LOG_BYTES, LOG_ANSWERS = 1 << 18, 4096
 
 
 def load_kernels() -> tuple[Any, float]:
@@ -48,6 +51,7 @@ def load_kernels() -> tuple[Any, float]:
         kernels.receive(poll.fileno(), 0, *memory.arguments)
         kernels.overdue(memory.table, 0, 1, 1, 1, memory.out)
         kernels.walk(memory.data[0], 0, 0)
+        kernels.send_many(memory.table, memory.to_send, 0, *memory.send_arguments)
     return kernels, time.monotonic() - started
 
 
@@ -59,11 +63,20 @@ def _lazy(shape: tuple[int, int], dtype: Any) -> np.ndarray:
     return np.frombuffer(pages, dtype=dtype).reshape(shape)
 
 
+def _aligned(shape: tuple[int, int]) -> np.ndarray:
+    """Zeros (int64) that begin where a page does, so that a row of 128 bytes is two lines of cache and not three."""
+    pages = mmap.mmap(-1, shape[0] * shape[1] * 8)
+    return np.frombuffer(pages, dtype=np.int64).reshape(shape)
+
+
 class Memory:
     """What the compiled code works on. Pages are touched only as far as answers reach."""
 
     def __init__(self, kernels: Any, num: int) -> None:
-        self.table = np.zeros((num, kernels.NUM_COLUMNS), dtype=np.int64)
+        self.kernels = kernels
+        self.table = _aligned((num, kernels.NUM_COLUMNS))
+        self.table[:, kernels.SLOT] = np.arange(num)
+        self.rested = np.zeros(2 * num, dtype=np.int64)
         self.slots = np.full(1024, -1, dtype=np.int32)
         self.data = _lazy((num, SLOT_BYTES), np.uint8)
         self.stamps = _lazy((num, 2 * SLOT_READS), np.int64)
@@ -77,16 +90,46 @@ class Memory:
         self.events = np.zeros(kernels.EVENT_WORDS * _EVENTS, dtype=np.uint32)
         self.tail = np.frombuffer(SSE_END, dtype=np.uint8)
         self.known, self.varies = np.zeros((2, KNOWN_BYTES), dtype=np.uint8)
+        self.scratch[kernels.SEND_MSG + 2] = at + 8 * kernels.SEND_IOV
+        self.scratch[kernels.SEND_MSG + 3] = 2
+        self.log = np.zeros(LOG_BYTES, dtype=np.uint8)
+        self.log[::4096] = 1  # its pages are there before the clock starts
+        self.scratch[kernels.LOG_AT], self.scratch[kernels.LOG_ROOM] = self.log.ctypes.data, LOG_BYTES
+        self.lags = np.zeros(LOG_ANSWERS, dtype=np.int64)
+        self.to_send = np.zeros(num, dtype=np.int64)
+        self.queue = self.positions = np.zeros(0, dtype=np.int64)
+        self.rest = np.zeros(1, dtype=np.int64)
+        self.words = np.zeros(16, dtype=np.int64)
+        self._views()
+
+    def give_requests(self, share: Share, head: bytes, rest: memoryview, words: np.ndarray) -> None:
+        """What is sent: the common head, and what follows it in each request; ``words`` are those that the driver reads."""
+        self._kept = [np.frombuffer(data or b" ", dtype=np.uint8) for data in (head, rest)]
+        k = self.kernels
+        self.scratch[k.HEAD_AT], self.scratch[k.REST_AT] = [data.ctypes.data for data in self._kept]
+        self.scratch[k.HEAD_BYTES] = len(head)
+        self.positions = np.array(share.positions, dtype=np.int64)
+        self.rest = np.array(share.body_at, dtype=np.int64)
+        self.words = words
+        self._views()
+
+    def give_queue(self, rows: np.ndarray) -> None:
+        """The rows of the share that are sent in this phase, in order."""
+        self.queue = np.array(rows, dtype=np.int64)
         self._views()
 
     def _views(self) -> None:
         self.data_bytes = self.data.reshape(-1).data
         self.stamp_bytes = self.stamps.reshape(-1).data.cast("B")
         self.end_words = self.ends.reshape(-1).data
+        self.log_bytes = self.log.data
+        self.cells, self.state = self.table.reshape(-1).data, self.scratch.data
         self.arguments = (
             self.events, self.table, self.slots, self.data, self.stamps, self.ends, MOST_BYTES, self.scratch,
-            self.tail, self.known, self.varies, self.out,
+            self.tail, self.known, self.varies, self.out, self.queue, self.positions, self.rest, self.lags, self.words,
+            self.rested,
         )  # fmt: skip
+        self.send_arguments = (self.scratch, self.queue, self.rest, self.out)
 
     def know_descriptor(self, fd: int, slot: int) -> None:
         while fd >= len(self.slots):

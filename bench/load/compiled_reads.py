@@ -1,48 +1,40 @@
 """The compiled hot path: plain connections whose answers are read, stamped and appended without entering Python.
 
-While requests are served, :class:`CompiledReads` is the loop: it waits on its own epoll set, in which the event loop's own
-set is one more descriptor, and gives the event loop a turn when that has something to do (connections that open, TLS,
-answers that the fast path does not understand). An answer that is anything but ``200 chunked`` text leaves for the event
-loop's path with the bytes that have come so far, and its connection comes back when the answer is over.
+An answer that is anything but ``200 chunked`` text leaves for the event loop's path with the bytes that have come so far, and
+its connection comes back when the answer is over.
+
+Answers that end as they should are logged by compiled code, and in a plain closed loop it sends the next request at once. What
+a connection receives is therefore told by the table; :meth:`CompiledReads.sync` brings the ``Connection`` up to it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import os
 import re
 import select
-import time
-from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.load.compiled_loop import CompiledLoop
 from bench.load.compiled_memory import KNOWN_BYTES, MOST_BYTES, SLOT_BYTES, SLOT_READS, TOUCHED_BYTES, Memory
-from bench.load.share import Limits
+from bench.load.share import Limits, Share
 from bench.load.wire import HEAD_LIMIT_BYTES, SSE_END, Framing, Head, read_head
 
 if TYPE_CHECKING:
-    import asyncio
-
     from bench.load.client import Client
     from bench.load.connection import Connection
 
 #: What may differ from head to head of one server.
 _DATE = re.compile(rb"\r\ndate:([^\r\n]*)\r\n", re.IGNORECASE)
-#: Events that Python handles (some 30 us each) before compiled code reads again, so that a crowd of heads and ends does
-#: not let the chunks of other answers merge.
-_PER_TURN = 4
 #: Connections that this path takes; further ones stay with the event loop.
 MOST_CONNECTIONS = 4096
 
 
 class CompiledReads:
-    """Connections of one client on the compiled path, and the loop that serves them while requests run."""
+    """Connections of one client on the compiled path."""
 
     def __init__(self, client: Client, kernels: Any, num_connections: int) -> None:
         self.client, self.kernels = client, kernels
@@ -52,13 +44,9 @@ class CompiledReads:
         self.conns: list[Connection | None] = [None] * num
         self.free = list(range(num - 1, -1, -1))
         self.poll = select.epoll()
-        self.active = self.turn_due = False
-        self.pending: deque[tuple[Connection | None, int, int, int]] = deque()
-        self.soon: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        self.held: list[tuple[int, int, Callable[[], None]]] = []
-        self.serial = itertools.count()
-        self.callbacks: dict[int, Callable[[], None]] = {}
+        self.loop = CompiledLoop(self)
         self.num_responses = 0
+        self.turns = False
         self.known_head: Head | None = None
 
     # Connections
@@ -70,9 +58,11 @@ class CompiledReads:
         slot = self.free.pop()
         fd = conn.sock.fileno()
         self.memory.know_descriptor(fd, slot)
-        self.table[slot] = 0
+        self.table[slot, : self.kernels.SLOT] = 0
         self.table[slot, self.kernels.FD] = fd
         self.table[slot, self.kernels.MODE] = self.kernels.IDLE
+        self.table[slot, self.kernels.ITEM] = -1
+        self.table[slot, self.kernels.STORE] = 2 | conn.kernel_stamps
         self.conns[slot], conn.slot = conn, slot
         self.memory.data[slot, :TOUCHED_BYTES:4096] = 0
         self.poll.register(fd, self._mask)
@@ -85,23 +75,58 @@ class CompiledReads:
         """Connections that this path serves now."""
         return len(self.conns) - len(self.free)
 
-    def begin(self, slot: int, sent_ns: int) -> None:
-        """A request goes out on the slot's connection."""
-        k = self.kernels
-        row = self.table[slot]
-        row[k.USED :] = 0
-        row[k.MODE], row[k.SENT_NS], row[k.LAST_NS] = k.HEAD, sent_ns, sent_ns
+    def begin(self, conn: Connection) -> None:
+        """A request is about to go out on the slot's connection."""
+        k, row, item = self.kernels, self.table[conn.slot], conn.item
+        row[k.USED : k.SLOT] = 0
+        row[k.MODE], row[k.ITEM] = k.HEAD, item
+        row[k.DUE_NS], row[k.CONNECT_NS] = self.client.due_of.get(item, 0), conn.connect_ns
+        row[k.STORE] = 0 if item in self.client.retried else 2 | conn.kernel_stamps
+
+    def sent(self, slot: int, sent_ns: int) -> None:
+        """It goes out now."""
+        at = slot * self.kernels.NUM_COLUMNS
+        self.memory.cells[at + self.kernels.SENT_NS] = self.memory.cells[at + self.kernels.LAST_NS] = sent_ns
+
+    def send(self, slots: list[int]) -> None:
+        """The queue's next requests go out on resting connections."""
+        m, k, client = self.memory, self.kernels, self.client
+        m.to_send[: len(slots)] = slots
+        m.state[k.NEXT] = client.agenda.next
+        short = k.send_many(m.table, m.to_send, len(slots), *m.send_arguments)
+        client.agenda.next = m.state[k.NEXT]
+        for slot, reason, num in m.out[:short].tolist():
+            self.loop.pending.append((self.conns[slot], slot, reason, num))
 
     def end(self, slot: int) -> None:
         """The response is over; the connection is kept."""
         k = self.kernels
         row = self.table[slot]
         row[k.USED] = row[k.NUM_READS] = 0
-        row[k.MODE] = k.IDLE
+        row[k.MODE], row[k.ITEM] = k.IDLE, -1
+
+    def sync(self, conn: Connection, slot: int) -> None:
+        """What compiled code has done since Python last looked: the connection learns of it when it is first needed."""
+        k, cells, at = self.kernels, self.memory.cells, slot * self.kernels.NUM_COLUMNS
+        item = cells[at + k.ITEM]
+        if item != conn.item:
+            conn.reset_response()
+            conn.item, conn.reused, conn.connect_ns = item, True, 0
+            conn.sent_ns = conn.last_read_ns = cells[at + k.SENT_NS]
+        if conn.framing == Framing.HEAD and cells[at + k.MODE] == k.BODY:
+            head, body_at = self.known_head, cells[at + k.BODY_AT]
+            assert head is not None
+            # another head, which says the same, may have become the known one since
+            conn.take_head(head if head.body_at == body_at else replace(head, body_at=body_at))
+
+    def sync_all(self) -> None:
+        for slot, conn in enumerate(self.conns):
+            if conn is not None:
+                self.sync(conn, slot)
 
     def release(self, conn: Connection) -> None:
-        """Let go of a connection. What its answer has brought so far moves to the connection's own buffers."""
-        self._take_known(conn, conn.slot)
+        """Let go of a connection, which is in step with the table. What its answer has brought so far moves to the
+        connection's own buffers."""
         slot, conn.slot = conn.slot, -1
         self.pull(conn, slot)
         with contextlib.suppress(OSError, ValueError):
@@ -113,13 +138,18 @@ class CompiledReads:
 
     def raw(self, slot: int) -> tuple[memoryview, memoryview, memoryview]:
         """(stamps as bytes, ends, bytes) of what the slot holds: views, good until the next read."""
-        used, num = self.table[slot, 1:3].tolist()
         m, at = self.memory, slot * SLOT_READS
+        used, num = m.cells[slot * self.kernels.NUM_COLUMNS + 1 : slot * self.kernels.NUM_COLUMNS + 3]
         return (
             m.stamp_bytes[16 * at : 16 * (at + num)],
             m.end_words[at : at + num],
             m.data_bytes[slot * SLOT_BYTES : slot * SLOT_BYTES + used],
         )
+
+    @property
+    def num_compiled(self) -> int:
+        """Answers that this path saw the end of."""
+        return self.num_responses + self.memory.state[self.kernels.NUM_LOGGED]
 
     def num_reads(self, slot: int) -> int:
         return int(self.table[slot, self.kernels.NUM_READS])
@@ -142,18 +172,24 @@ class CompiledReads:
 
     # Events
 
-    def handle(self, conn: Connection, slot: int, reason: int, error: int) -> None:
+    def handle(self, conn: Connection, slot: int, reason: int, info: int) -> None:
         """What compiled code leaves to Python, for one connection. More may have come since: what holds is the slot's
         state now."""
         k = self.kernels
-        self._take_known(conn, slot)
+        self.sync(conn, slot)
         why = reason & ~k.MORE
         if why <= k.FULL:
             self._received(conn, slot, why)
         elif why == k.ENDED:
             conn.ended()
         elif why == k.LOST:
-            conn.lost("reset", os.strerror(error))
+            conn.lost("reset", os.strerror(info))
+        elif why == k.OVER:
+            self._over(conn, slot, info)
+        elif why == k.SHORT:
+            conn.sent_short(info)
+        elif why == k.ALL_OVER:
+            pass  # its connections have been taken already
         elif why == k.UNASKED:
             if conn.item < 0:
                 self.client.unsolicited(conn)
@@ -164,6 +200,26 @@ class CompiledReads:
             conn.over_limit(which, self.client.limits)
         if reason & k.MORE and conn.slot == slot:
             self.poll.modify(conn.sock, self._mask)  # edge-triggered: tell again of what is left
+
+    def take_rested(self) -> None:
+        """Connections whose answers are over, of which Python did not have to know at once."""
+        m, k = self.memory, self.kernels
+        num = m.state[k.NUM_RESTED]
+        if num:
+            m.state[k.NUM_RESTED] = 0
+            for slot, item in m.rested[: 2 * num].reshape(-1, 2).tolist():
+                conn = self.conns[slot]
+                assert conn is not None
+                self._over(conn, slot, item)
+
+    def _over(self, conn: Connection, slot: int, item: int) -> None:
+        """Compiled code logged an answer, and the connection rests."""
+        conn.item = -1
+        if conn.framing != Framing.HEAD:
+            conn.reset_response()
+        conn.reused = True
+        self.client.idle.append(conn)
+        self.client.logged(item, self.memory.cells[slot * self.kernels.NUM_COLUMNS + self.kernels.LAST_NS])
 
     def _received(self, conn: Connection, slot: int, why: int) -> None:
         """Bytes of the answer: its head, perhaps its end, or more than the buffer should hold."""
@@ -196,7 +252,10 @@ class CompiledReads:
                 self.demote(conn)
             return
         conn.take_head(head)
-        self._remember(head, bytes(data[: head.body_at]))
+        if head.status == 200 and not head.close and head.retry_after_s is None:
+            self._remember(head, bytes(data[: head.body_at]))
+        else:
+            row[k.STORE] = 0
         row[k.MODE], row[k.BODY_AT], row[k.WALK_AT] = k.BODY, head.body_at, head.body_at
         if data[-len(SSE_END) :] == SSE_END:
             self.num_responses += 1
@@ -207,7 +266,7 @@ class CompiledReads:
     def _remember(self, head: Head, raw: bytes) -> None:
         """Know this head by sight from now on: most servers' heads differ in their date alone."""
         m = self.memory
-        if head.status != 200 or head.close or head.retry_after_s is not None or len(raw) > KNOWN_BYTES:
+        if len(raw) > KNOWN_BYTES:
             return
         m.known[: len(raw)] = np.frombuffer(raw, dtype=np.uint8)
         m.varies[:] = 0
@@ -216,14 +275,6 @@ class CompiledReads:
             m.varies[date.start(1) : date.end(1)] = 1
         m.scratch[self.kernels.KNOWN_BYTES] = len(raw)
         self.known_head = head
-
-    def _take_known(self, conn: Connection, slot: int) -> None:
-        """Compiled code went past a head that it knew: the connection learns of it when Python first needs it."""
-        if conn.framing == Framing.HEAD and self.table[slot, self.kernels.MODE] == self.kernels.BODY:
-            head, body_at = self.known_head, int(self.table[slot, self.kernels.BODY_AT])
-            assert head is not None
-            # another head, which says the same, may have become the known one since
-            conn.take_head(head if head.body_at == body_at else replace(head, body_at=body_at))
 
     def _look(self, conn: Connection, slot: int) -> None:
         """Step over whole chunks: is this the end, or something odd?"""
@@ -270,82 +321,35 @@ class CompiledReads:
         found, num_reads = self.kernels.overdue(self.table, now, limits.first_ns, limits.stall_ns, limits.total_ns, out)
         for slot, reason, _ in out[:found].tolist():
             conn = self.conns[slot]
-            if conn is not None and conn.item >= 0:
+            if conn is not None:
                 self.handle(conn, slot, reason, 0)
         return int(num_reads)
 
-    # The loop
+    # What compiled code sends and logs
 
-    def start(self, loop: asyncio.AbstractEventLoop, timers: dict[int, Callable[[], None]]) -> None:
-        """Serve until ``client.done`` is set. ``timers``: descriptors that must be heard at once."""
-        self.loop = loop
-        self.timers = timers
-        for fd, callback in timers.items():
-            loop.remove_reader(fd)
-            self.poll.register(fd, select.EPOLLIN)
-            self.callbacks[fd] = callback
-        self.backend = loop._get_backend_id()  # type: ignore[attr-defined]
-        self.poll.register(self.backend, select.EPOLLIN)
-        self.callbacks[self.backend] = self._loop_has_something
-        self.active = True
-        loop.call_soon(self._turn)
+    def give_requests(self, share: Share, head: bytes, rest: memoryview) -> None:
+        """All that may be sent: what is common to the requests, and what follows it in each."""
+        self.memory.give_requests(share, head, rest, self.client.words)
+        self.client.spill.collect = self.take_log
 
-    def _loop_has_something(self) -> None:
-        self.turn_due = True
+    def give_queue(self, rows: np.ndarray, *, turns: bool) -> None:
+        """The rows of the share that are sent in this phase; whether a further one may go out whenever an answer is over."""
+        self.memory.give_queue(rows)
+        self.memory.state[self.kernels.END] = len(rows)
+        self.turns = turns
 
-    def _turn(self) -> None:
-        """Serve until the event loop has something to do, let it, and come back."""
-        done = self.client.done
-        try:
-            # Descriptors that were given to the event loop meanwhile are watched only after its next wait.
-            while not self.turn_due and not done.is_set():
-                self._once()
-        finally:
-            self.turn_due = False
-            if done.is_set():
-                self._leave()
-            else:
-                self.loop.call_soon(self._turn)
+    @property
+    def num_reads_logged(self) -> int:
+        """Reads of the answers that compiled code logged."""
+        return self.memory.state[self.kernels.READS_LOGGED]
 
-    def _once(self) -> None:
-        m, pending = self.memory, self.pending
-        found = self.kernels.receive(self.poll.fileno(), self._timeout_ms(), *m.arguments)
-        if found < 0:
-            raise OSError(-found, os.strerror(-found))
-        for row, reason, error in m.out[:found].tolist():
-            if reason:
-                # Who an event is for is settled now: handling another one may close and open connections.
-                pending.append((self.conns[row], row, reason, error))
-            else:  # timers go first
-                self.callbacks[row]()
-        for _ in range(min(len(pending), _PER_TURN)):
-            conn, row, reason, error = pending.popleft()
-            if conn is not None and conn.slot == row and not conn.dead:
-                self.handle(conn, row, reason, error)
-        for _ in range(len(self.soon)):
-            function, arguments = self.soon.popleft()
-            function(*arguments)
-        while self.held and self.held[0][0] <= time.monotonic_ns():
-            heapq.heappop(self.held)[2]()
-
-    def _timeout_ms(self) -> int:
-        if self.soon or self.pending:
-            return 0
-        if self.held:
-            return max(0, -(-(self.held[0][0] - time.monotonic_ns()) // 1_000_000))
-        return -1
-
-    def _leave(self) -> None:
-        """Back to the event loop alone, until the next phase."""
-        self.active = False
-        for fd, callback in self.timers.items():
-            self.poll.unregister(fd)
-            self.loop.add_reader(fd, callback)
-        self.poll.unregister(self.backend)
-        self.callbacks.clear()
-        while self.soon:
-            function, arguments = self.soon.popleft()
-            self.loop.call_soon(function, *arguments)
+    def take_log(self) -> None:
+        """Hand the log over to the spill, and the lags to the measures."""
+        m, k = self.memory, self.kernels
+        if m.state[k.LOG_USED]:
+            self.client.spill.take(m.log_bytes[: m.state[k.LOG_USED]])
+            self.client.measures.read_lag_ns.extend(m.lags[: m.state[k.NUM_LAGS]].tolist())
+            m.state[k.LOG_USED] = m.state[k.NUM_LAGS] = 0
 
     def close(self) -> None:
         self.poll.close()

@@ -7,6 +7,7 @@ that wait together are one read with one stamp: the last one's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -128,9 +129,12 @@ class Connection(Incoming):
         if self.tls is not None:
             self.tls.write(data)
             data = self.tls_out.read()
-        if self.slot >= 0 and self.client.reads is not None:
-            self.client.reads.begin(self.slot, time.monotonic_ns())
+        reads = self.client.reads if self.slot >= 0 else None
+        if reads is not None:
+            reads.begin(self)
         self.sent_ns = self.last_read_ns = time.monotonic_ns()
+        if reads is not None:
+            reads.sent(self.slot, self.sent_ns)
         self._send_bytes(data)
 
     def _send_bytes(self, data: bytes) -> None:
@@ -144,12 +148,25 @@ class Connection(Incoming):
         except BlockingIOError:
             sent = 0
         except OSError as e:
-            # A reset may be announced here while the answer that explains it is still to be read.
-            self.client.loop.call_soon(self._lost_after_send, _reason(e))
+            self._send_failed(e)
             return
-        if sent < len(data):
-            self.outgoing = data[sent:]
+        self._sent(data, sent)
+
+    def _send_failed(self, e: OSError) -> None:
+        # A reset may be announced here while the answer that explains it is still to be read.
+        self.client.loop.call_soon(self._lost_after_send, _reason(e))
+
+    def _sent(self, data: bytes, num: int) -> None:
+        if num < len(data):
+            self.outgoing = data[num:]
             self.client.loop.add_writer(self.sock, self._writable)
+
+    def sent_short(self, num: int) -> None:
+        """Compiled code sent ``num`` bytes of the request in flight, or failed with errno ``-num``."""
+        if num >= 0 or -num in (errno.EAGAIN, errno.EINTR):
+            self._sent(self.client.request(self.item), max(num, 0))
+        else:
+            self._send_failed(OSError(-num, os.strerror(-num)))
 
     def _lost_after_send(self, reason: str) -> None:
         if not self.dead and self.item >= 0 and not self.num_reads():

@@ -34,7 +34,7 @@ from bench.load.prepare import (
     raise_file_limit,
     wants_compiled,
 )
-from bench.load.target import Target, resolve, tls_context
+from bench.load.target import Target, request_rest, resolve, tls_context
 from bench.load.worker import WorkerSpec, asked_of, dump
 from bench.records import RequestRecord, Schedule, StopRule
 
@@ -114,7 +114,7 @@ class Driver:
             at = [0]
             with open(self.scratch / f"bodies.{rank}", "wb") as f:
                 for p in mine:
-                    at.append(at[-1] + f.write(self.target.body(schedule.requests[p])))
+                    at.append(at[-1] + f.write(request_rest(int(p), self.target.body(schedule.requests[p]))))
             dump(self.scratch, f"share.{rank}.pickle", build_share(schedule, mine, np.asarray(at, dtype=np.int64)))
             dump(self.scratch, f"asked.{rank}.pickle", asked_of({int(p): schedule.requests[p] for p in mine}))
         most = max((c for _, c in steps), default=0) if steps else limit

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
-    from bench.load.compiled_reads import CompiledReads
+    from bench.load.compiled_loop import CompiledLoop
 
 
 class LoopGate:
@@ -19,29 +19,29 @@ class LoopGate:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.reads: CompiledReads | None = None
+        self.compiled: CompiledLoop | None = None
 
-    def _taken(self) -> CompiledReads | None:
-        return self.reads if self.reads is not None and self.reads.active else None
+    def _taken(self) -> CompiledLoop | None:
+        return self.compiled if self.compiled is not None and self.compiled.active else None
 
     def call_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
-        reads = self._taken()
-        if reads is None:
+        compiled = self._taken()
+        if compiled is None:
             self._loop.call_soon(function, *arguments)
         else:
-            reads.soon.append((function, arguments))
+            compiled.soon.append((function, arguments))
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
-        reads = self._taken()
-        if reads is None:
+        compiled = self._taken()
+        if compiled is None:
             self._loop.call_later(delay_s, function)
         else:
             at = time.monotonic_ns() + round(delay_s * 1e9)
-            heapq.heappush(reads.held, (at, next(reads.serial), function))
+            heapq.heappush(compiled.held, (at, next(compiled.serial), function))
 
     def _watch(self) -> None:
-        if self.reads is not None:
-            self.reads.turn_due = True
+        if self.compiled is not None:
+            self.compiled.turn_due = True
 
     def add_reader(self, fd: Any, function: Callable[[], None]) -> None:
         self._watch()

@@ -11,7 +11,7 @@ import itertools
 import os
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,8 @@ class SpillWriter:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._buffer = bytearray()
         self.failed: str | None = None
+        #: Makes whoever keeps a log of entries of its own hand it over (with ``take``): entries stay in order.
+        self.collect: Callable[[], None] | None = None
 
     def part(self, position: int, stamps: Raw, ends: array[int] | memoryview, data: Raw) -> None:
         """A part of a response that goes on."""
@@ -99,6 +101,8 @@ class SpillWriter:
         self._write(head, text, stamps, ends, data)
 
     def _write(self, head: bytes, text: bytes, stamps: Raw, ends: array[int] | memoryview, data: Raw) -> None:
+        if self.collect is not None:
+            self.collect()
         buffer = self._buffer
         buffer += head
         buffer += text
@@ -108,17 +112,28 @@ class SpillWriter:
         if len(buffer) > _FLUSH_BYTES:
             self.flush()
 
+    def take(self, entries: memoryview) -> None:
+        """Entries that are laid out already (all of them final)."""
+        self.flush()
+        self._to_disk(entries)
+
     def flush(self) -> None:
-        view = memoryview(self._buffer)
+        if self._buffer:
+            with memoryview(self._buffer) as view:
+                self._to_disk(view)
+            self._buffer = bytearray()
+
+    def _to_disk(self, view: memoryview) -> None:
+        at = 0
         try:
-            while view and self.failed is None:
-                view = view[os.write(self._fd, view) :]
+            while at < len(view) and self.failed is None:
+                at += os.write(self._fd, view[at:])
         except OSError as e:
             self.failed = e.strerror or str(e)
-        view.release()
-        self._buffer = bytearray()
 
     def close(self) -> None:
+        if self.collect is not None:
+            self.collect()
         self.flush()
         os.close(self._fd)
 

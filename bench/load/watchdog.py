@@ -68,7 +68,7 @@ class Watchdog:
             elif not conn.ready and now - conn.opened_ns > limits.connect_s * 1e9:
                 conn.lost("connect_timeout", f"no connection within {limits.connect_s:g} s")
         if client.reads is not None:
-            reads += client.reads.watchdog(now, limits)
+            reads += client.reads.watchdog(now, limits) + client.reads.num_reads_logged
         return reads
 
     def _on_event_loop(self) -> list[Connection]:

@@ -146,7 +146,7 @@ class Worker:
             "real_time": prompt,
             "real_time_refused": spec.real_time and not prompt,
             "prepare_s": prepare_s,
-            "num_compiled": client.reads.num_responses if client.reads is not None else 0,
+            "num_compiled": client.reads.num_compiled if client.reads is not None else 0,
             "cpu_s": cpu / 1e9,
             "wall_s": wall / 1e9,
             "tick_lag_ns": m.tick_lag_ns.tolist(),
