@@ -37,7 +37,19 @@ def command(runs: tuple[Path, ...], name: str | None, out: Path, as_json: bool) 
         click.echo(path.read_text(encoding="utf-8").rstrip())
         return
     _print(profile)
+    if note := not_covered(found):
+        click.echo(note)
     click.echo(f"\nwrote {path}")
+
+
+def not_covered(runs: list[RunReader]) -> str:
+    """What the interval says nothing of, as none of the runs did it; empty where a server is among them."""
+    if any((run.manifest.get("engine") or {}).get("kind") == "vllm_server" for run in runs):
+        return ""
+    return (
+        "No server is among these runs: the interval knows nothing of what its front end adds. For predictions of `vllm serve`, "
+        "calibrate on served runs as well."
+    )
 
 
 def find_runs(paths: tuple[Path, ...]) -> list[RunReader]:
