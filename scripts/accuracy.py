@@ -214,7 +214,9 @@ def verdict(
     for metric, (share, num_rows) in covered.items():
         name = f"90 % interval of {TITLES[metric]}, models left out ({num_rows} rows)"
         line(name, share, f"{low:.0%}-{high:.0%}", low <= share <= high)
-    print("\nAnchors (TensorRT-LLM's figures by its own engine profile)")
+    print(
+        "\nAnchors (TensorRT-LLM's by its own engine profile). Of several pairs: the two medians; the target is for the error pair by pair"
+    )
     for anchor in anchors:
         print(f"  {anchor.line()}")
         if anchor.limit is not None:

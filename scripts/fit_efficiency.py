@@ -12,6 +12,7 @@ into the file.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,17 +306,27 @@ def mla_curves(context: pd.DataFrame, generation: pd.DataFrame, sheet: Sheet, ge
     return curves
 
 
-def all_reduce_curve(custom: pd.DataFrame, nccl: pd.DataFrame, link_bytes_per_s: float) -> Curve:
-    """Number of GPUs and message size; the faster of vLLM's custom kernel (in a CUDA graph) and NCCL."""
-    custom = custom[custom.backend == "vllm_graph"][["num_gpus", "message_size", "latency"]]
-    nccl = nccl[(nccl.op_name == "all_reduce") & (nccl.nccl_dtype == "half")][["num_gpus", "message_size", "latency"]]
-    rows = pd.concat([custom, nccl]).groupby(["num_gpus", "message_size"]).latency.min().reset_index()
-    gpus, size = rows.num_gpus.to_numpy(float), rows.message_size.to_numpy(float)
-    sol = 2 * (gpus - 1) / gpus * size / link_bytes_per_s
-    print("  all-reduce")
-    return fit_curve(
-        ["num_gpus", "bytes"], [gpus, size], [[1, 2, 3], [7, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 26, 28]],
-        sol, rows.latency.to_numpy() * 1e-3, np.log2(size).astype(int), 4e-6)  # fmt: skip
+def all_reduce_curves(custom: pd.DataFrame, nccl: pd.DataFrame, link_bytes_per_s: float) -> dict[str, Curve]:
+    """Number of GPUs and message size: the faster of vLLM's custom kernel (in a CUDA graph) and NCCL, and each of them.
+
+    The tables count a message in elements of two bytes (AIConfigurator's ``collector/network/collect_nccl.py`` writes ``size //
+    bytes_per_element``). ``all_reduce``, with which vLLM's overheads were fitted, takes that number for bytes; the other two double it.
+    """
+    custom = custom[custom.backend == "vllm_graph"]
+    nccl = nccl[(nccl.op_name == "all_reduce") & (nccl.nccl_dtype == "half")]
+    curves = {}
+    for key, rows, width in (
+        ("all_reduce", pd.concat([custom, nccl]), 1), ("all_reduce.custom", custom, 2), ("all_reduce.nccl", nccl, 2),
+    ):  # fmt: skip
+        print(f"  {key}")
+        fastest = rows.groupby(["num_gpus", "message_size"]).latency.min().reset_index()
+        gpus, size = fastest.num_gpus.to_numpy(float), width * fastest.message_size.to_numpy(float)
+        knots = [k + math.log2(width) for k in (7, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 26, 28)]
+        curves[key] = fit_curve(
+            ["num_gpus", "bytes"], [gpus, size], [[1, 2, 3], knots], 2 * (gpus - 1) / gpus * size / link_bytes_per_s,
+            fastest.latency.to_numpy() * 1e-3, np.log2(size).astype(int), 4e-6,
+        )  # fmt: skip
+    return curves
 
 
 def fit_device(folder: Path) -> tuple[str, dict[str, Curve]]:
@@ -345,7 +356,7 @@ def fit_device(folder: Path) -> tuple[str, dict[str, Curve]]:
     curves |= moe_curves(needed["moe_perf"], sheet)
     if "mla_context" in needed:
         curves |= mla_curves(needed["mla_context"], needed["mla_generation"], sheet, curves["gemm.bf16"])
-    curves["all_reduce"] = all_reduce_curve(needed["custom_allreduce"], needed["nccl"], NVLINK_BYTES_PER_S[folder.name])
+    curves |= all_reduce_curves(needed["custom_allreduce"], needed["nccl"], NVLINK_BYTES_PER_S[folder.name])
     return f"{SOURCE}, vLLM {needed['gemm_perf'].version.iloc[0]} on {needed['gemm_perf'].device.iloc[0]}", curves
 
 

@@ -61,7 +61,7 @@ def anchors_picture(rows: Sequence[tuple[Point, float]], anchors: Sequence[Ancho
         right.scatter(a.published, row, s=34, color="black", zorder=2, label=None if row else "published")
         colour = "#bbbbbb" if a.limit is None else "#4477aa" if a.met else "#cc6677"
         right.scatter(a.predicted, row, s=34, color=colour, marker="D", zorder=3)
-    right.scatter([], [], color="#4477aa", marker="D", label="predicted, within 10 %")
+    right.scatter([], [], color="#4477aa", marker="D", label="predicted, pairs within 10 % (median)")
     right.scatter([], [], color="#cc6677", marker="D", label="predicted, missed")
     right.scatter([], [], color="#bbbbbb", marker="D", label="predicted, a row of the pair was fitted on")
     right.set_yticks(range(len(shown)), [a.name for a in shown], fontsize=7)

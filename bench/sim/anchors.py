@@ -43,14 +43,21 @@ _QWEN3_8B = {1: 214.0, 16: 3027.0, 64: 8621.0, 128: 12176.0, 256: 15264.0}
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A published figure beside its prediction. ``limit``: the largest relative error that passes; None: for information."""
+    """A published figure beside its prediction.
+
+    Attributes:
+        predicted, published: of several pairs the median of each. These need not come from the same pair, so that their quotient
+            can be near 1 while most pairs are missed.
+        error: relative, the median over the pairs (else of the two figures): what the target is for.
+        limit: the largest error that passes; None: for information.
+    """
 
     name: str
     predicted: float
     published: float
     unit: str
     num_pairs: int = 1
-    error: float = math.nan  # median over pairs, else of the two figures
+    error: float = math.nan
     limit: float | None = RATIO_TARGET
 
     @property
@@ -58,13 +65,15 @@ class Anchor:
         return self.limit is None or abs(self.error) <= self.limit
 
     def line(self) -> str:
-        """One printed line."""
+        """One printed line; of several pairs it tells the error of the two medians apart from the median error."""
         digits = 2 if self.unit == "x" else 0
         verdict = "" if self.limit is None else f"  target {self.limit:.0%}  {'met' if self.met else 'MISSED'}"
-        pairs = f" ({self.num_pairs} pairs)" if self.num_pairs > 1 else ""
+        several = self.num_pairs > 1
+        pairs = f" ({self.num_pairs} pairs)" if several else ""
+        which = f" pair by pair, of the medians {self.predicted / self.published - 1:+6.1%}" if several else ""
         return (
             f"{self.name + pairs:58s} {self.predicted:9,.{digits}f}  published {self.published:9,.{digits}f} {self.unit:5s}"
-            f" {self.error:+6.1%}{verdict}"
+            f" {self.error:+6.1%}{which}{verdict}"
         )
 
 

@@ -175,5 +175,5 @@ def _with_lent(curves: EfficiencyCurves, folder: Path) -> EfficiencyCurves:
     """Curves that only the H100's tables hold (FP8, 4-bit weights, latent attention), where ``curves`` lacks them."""
     hopper = load_curves(folder / "h100_sxm.yaml").curves
     return dataclasses.replace(
-        curves, curves={**{k: c for k, c in hopper.items() if k != "all_reduce"}, **curves.curves}
+        curves, curves={**{k: c for k, c in hopper.items() if not k.startswith("all_reduce")}, **curves.curves}
     )

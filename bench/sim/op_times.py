@@ -97,11 +97,17 @@ class Overheads:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Ceilings of the device, the curves that say how near kernels come to them, and the overheads."""
+    """Ceilings of the device, the curves that say how near kernels come to them, and the overheads.
+
+    Attributes:
+        own_all_reduce_bytes: number of GPUs -> largest message that the engine reduces with a kernel of its own; NCCL takes larger
+            ones. None: vLLM, which has three ways and takes the fastest.
+    """
 
     hardware: Hardware
     curves: EfficiencyCurves
     overheads: Overheads
+    own_all_reduce_bytes: Mapping[int, float] | None = None
 
     @property
     def bandwidth(self) -> float:
@@ -215,6 +221,11 @@ def all_reduce_s(device: Device, num_bytes: np.ndarray, ranks: int) -> np.ndarra
     curve = device.curves.find("all_reduce")
     if curve is None or through_pcie:
         return _PCIE_START_S * ranks + speed_of_light / _PCIE_LINK_RATIO
+    own, nccl = (device.curves.find(f"all_reduce.{kernel}") for kernel in ("custom", "nccl"))
+    if device.own_all_reduce_bytes is not None and own is not None and nccl is not None:
+        shape = (speed_of_light, float(ranks), num_bytes)
+        limit = device.own_all_reduce_bytes.get(ranks, 0.0)
+        return np.where(num_bytes <= limit, own.time_s(*shape), nccl.time_s(*shape))
     time = curve.time_s(speed_of_light, float(ranks), num_bytes)
     if hw.link == "nvswitch" and float(hw.compute_capability or 0) >= 9.0:
         # NVLink SHARP: the switch adds up, so that every GPU sends and receives each byte once.

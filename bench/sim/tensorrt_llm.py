@@ -9,8 +9,9 @@ with everything queued at once. vLLM need not share them, so they are predicted 
   read the limits of a few models from a file, and the C++ decoder takes memory for every request of the limit;
 * the published rate is that of a whole run, ramp and tail included, of as many requests as the page says;
 * FP8 engines keep an FP8 KV cache;
-* steps of release 0.14 are longer than those of later ones by a fixed time that grows with the number of GPUs: rows published for
-  both show it on three GPUs, for dense models; its cause is not known;
+* small all-reduces take a kernel of its own and larger ones NCCL (:data:`OWN_ALL_REDUCE_BYTES`), none the multicast that vLLM uses;
+* steps of release 0.14 on several GPUs are longer than those of later ones by a fixed time that grows with their number: rows
+  published for both show it on three kinds of GPU, for dense models; its cause is not known;
 * kernels are vLLM's curves, tuned for every shape, times a handful of ratios, fitted on a few published rows (``configs/efficiency/
   tensorrt_llm.yaml``, ``scripts/fit_tensorrt_llm.py``) and graded on all others.
 
@@ -62,6 +63,9 @@ _LIMITS_014 = {
     ("llama-3.1-70b", 2): (256, 1024), ("llama-3.1-70b", 4): (2048, 1024), ("llama-3.1-70b", 8): (8192, 16384),
 }  # fmt: skip
 _LIMITS_014_BY_LENGTH = {("llama-3.1-70b", 2, 4096): (2048, 1024)}
+#: GPUs -> largest all-reduce in bytes that release 0.14 to 0.20 give to the one-shot kernel; NCCL does the rest (``AllReduceStrategy`` AUTO
+#: in ``cpp/tensorrt_llm/plugins/ncclPlugin/allreducePlugin.cpp`` and ``thop/allreduceOp.cpp``; two-shot is disabled there, issue 2575).
+OWN_ALL_REDUCE_BYTES = {2: 16e6, 4: 1e6, 8: 5e5}
 _GRAPH_TOKENS = 2048  # launches cost no host time here: the runtime is C++, and its steps are captured or short
 _BLOCK = 16
 DENSE = ("llama-3.1-8b", "mistral-7b", "llama-3.1-70b", "llama-3.1-405b")
@@ -74,7 +78,7 @@ class EngineProfile:
     """``configs/efficiency/tensorrt_llm.yaml``: ratios to vLLM's overheads, and a 90 % interval found on rows left out.
 
     Attributes:
-        values: what replaces vLLM's overheads; values_014: what replaces these in release 0.14, whose every step takes longer.
+        values: what replaces vLLM's overheads; values_014: what replaces these in release 0.14, whose steps take longer.
         interval: measured / predicted.
     """
 
@@ -200,7 +204,9 @@ def full_load_rate(point: Point, profile: EngineProfile | None = None) -> float:
 def _coefficients(
     overheads: Overheads, gpu: str, model: str, quantization: str | None, kv_cache_dtype: str | None, tp: int
 ) -> np.ndarray:
-    device = dataclasses.replace(device_of(load_hardware(gpu)), overheads=overheads)
+    device = dataclasses.replace(
+        device_of(load_hardware(gpu)), overheads=overheads, own_all_reduce_bytes=OWN_ALL_REDUCE_BYTES
+    )
     found = coefficients(shape_of(model_of(model), quantization, kv_cache_dtype), device, tp, 1, False, _GRAPH_TOKENS)
     # vLLM's FP8 products switch kernels at fixed sizes and are slower at 129 rows than at 256. TensorRT-LLM times several tiles
     # for every shape and takes the best, which never loses by running fewer rows.

@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.catalog.hardware import load_hardware
 from bench.errors import BadInput
 from bench.sim import anchors
 from bench.sim.anchors import Anchor
 from bench.sim.ground_truth import Point, full_load_requests
+from bench.sim.op_times import all_reduce_s
+from bench.sim.step_time import device_of
 from bench.sim.step_time_kernel import HEADER, NUM_TOKEN_KNOTS
 from bench.sim.tensorrt_llm import (
+    OWN_ALL_REDUCE_BYTES,
     _coefficients,
     engine_limits,
     fitted_on,
@@ -77,13 +81,32 @@ def test_a_tuned_product_never_loses_by_running_fewer_rows() -> None:
     assert (np.diff(found[HEADER : HEADER + int(found[NUM_TOKEN_KNOTS])]) >= 0).all()
 
 
-def test_every_step_of_release_014_takes_longer_and_more_so_on_more_gpus() -> None:
+def test_steps_of_release_014_take_longer_on_several_gpus_the_more_so_the_more_they_are() -> None:
     old, new = (load_engine_profile().overheads(v) for v in ((0, 14), (0, 17)))
-    assert old.gap_s + 3 * old.gap_per_rank_s > old.gap_s > new.gap_s
+    longer = [
+        old.gap_s - new.gap_s + doublings * (old.gap_per_rank_s - new.gap_per_rank_s) for doublings in (0, 1, 2, 3)
+    ]
+    assert abs(longer[0]) < 1e-3 < longer[1] < longer[2] < longer[3] < 1e-2
     assert dataclasses.replace(old, gap_s=new.gap_s, gap_per_rank_s=new.gap_per_rank_s) == new
     point = published((0, 14), "h100-sxm", "fp8", 2, 128, 2048)
     profile = load_engine_profile()
     assert full_load_rate(point) < full_load_rate(point, dataclasses.replace(profile, values_014={}))
+
+
+@pytest.mark.parametrize(("gpu", "bus_bytes_per_s"), [("h100-sxm", 444e9), ("a100-80-sxm", 222e9)])
+def test_small_all_reduces_take_the_own_kernel_and_large_ones_nccl(gpu: str, bus_bytes_per_s: float) -> None:
+    device = dataclasses.replace(device_of(load_hardware(gpu)), own_all_reduce_bytes=OWN_ALL_REDUCE_BYTES)
+    for ranks, limit in ((4, 1e6), (8, 5e5)):
+        below, above = all_reduce_s(device, np.array([0.99 * limit, 1.01 * limit]), ranks)
+        assert 1.3 * below < above < 2.5 * below
+    # on two GPUs the own kernel goes on to 16 MB
+    one, two = all_reduce_s(device, np.array([1e6, 2e6]), 2)
+    assert one < two < 2 * one < 40e-6
+    # what nccl-tests calls bus bandwidth; half of it where a table of elements is taken for one of bytes
+    largest = 2.0**29
+    assert 2 * 7 / 8 * largest / all_reduce_s(device, np.array([largest]), 8)[0] == pytest.approx(
+        bus_bytes_per_s, rel=0.1
+    )
 
 
 def test_rows_that_were_not_fitted_are_predicted() -> None:
@@ -112,6 +135,9 @@ def test_an_anchor_passes_by_its_error_and_says_so() -> None:
     bad = dataclasses.replace(good, error=-0.2)
     assert good.met and "met" in good.line() and not bad.met and "MISSED" in bad.line()
     assert dataclasses.replace(bad, limit=None).met
+    # of several pairs the median error counts; that of the two medians is printed beside it
+    pairs = dataclasses.replace(bad, num_pairs=25)
+    assert "-20.0% pair by pair, of the medians  +5.0%" in pairs.line() and not pairs.met
 
 
 def test_pairs_with_a_fitted_row_have_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
