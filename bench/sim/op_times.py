@@ -31,7 +31,7 @@ _ELEMENTWISE_BANDWIDTH_RATIO = 0.8
 #: FP8 products with more rows than this work in tiles of so many: their time is a staircase in the number of tokens.
 FP8_TILE_ROWS = 256
 #: Ring all-reduce through the PCIe root: share of the link that it reaches, and the start-up per GPU. The share was chosen on
-#: TensorRT-LLM's full-load rows of 70B on 4 and 8 A100 PCIe cards; rows of L40S, not used, agree (-6 %).
+#: TensorRT-LLM's full-load rows of 70B on 4 and 8 A100 PCIe cards; rows of L40S, not used, agree (-6 to -9 %).
 _PCIE_LINK_RATIO, _PCIE_START_S = 0.5, 8e-6
 
 
