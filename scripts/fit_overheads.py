@@ -79,7 +79,8 @@ def log_ratios(overheads: Overheads, points: list[Point]) -> np.ndarray:
             if not p.async_scheduling:
                 built[HOST_PER_RUNNING_S] = overheads.host_per_running_sync_s
             arrays[key] = built
-        step_time = StepTime("", "", arrays[key], (overheads.request_before_s, overheads.request_after_s))
+        front_end_s = min(load_overheads().front_end_s, overheads.request_before_s)
+        step_time = StepTime("", "", arrays[key], (overheads.request_before_s, overheads.request_after_s), front_end_s)
         try:
             run = run_point(p, step_time)
         except BenchError:

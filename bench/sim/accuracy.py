@@ -138,7 +138,9 @@ def run_point(point: Point, step_time: StepTime | None = None, seed: int = 0) ->
         scheduler_reserve_full_isl=point.scheduler_reserve_full_isl,
     )  # fmt: skip
     before, after = step_time.request_overhead_s()
-    fleet = Fleet((Replica(config, step_time.coefficients()),), request_before_s=before, request_after_s=after)
+    fleet = Fleet(
+        (Replica(config, step_time.coefficients()),), request_before_s=before, request_after_s=after, front_end_s=step_time.front_end_s
+    )  # fmt: skip
     requests = tuple(Request(index=i, osl=int(o), isl=int(p)) for i, (p, o) in enumerate(zip(isl, osl, strict=True)))
     schedule = offline(requests) if point.kind == "offline" else closed_loop(requests, point.concurrency)
     result = simulate(prepare(schedule, fleet, record_tokens=False))

@@ -270,6 +270,7 @@ def _param(x: SimInputs) -> np.ndarray:
     param[client.DEADLINE], param[client.MAX_DURATION] = np.inf, x.max_duration_s
     param[client.BEGIN], param[client.MIN_DURATION] = np.inf, x.min_duration_s
     param[client.BEFORE], param[client.AFTER] = x.fleet.request_before_s, x.fleet.request_after_s
+    param[client.FRONT_END] = x.fleet.front_end_s
     param[client.TRANSFER], param[client.TRANSFER_PER_TOKEN] = x.fleet.transfer_latency_s, x.fleet.transfer_s_per_token
     return param
 

@@ -16,7 +16,10 @@ SENT, DUE_ABS, QUEUED, SCHEDULED, FIRST, LAST, THINK, DUE, NUM_TIME = 1, 2, 3, 4
     STOPPED, HAS_MINIMA, MIN_REQUESTS, STALLED, NUM_STATE,
 ) = range(4, 28)  # fmt: skip
 # State.param
-DEADLINE, BEFORE, AFTER, TRANSFER, TRANSFER_PER_TOKEN, MAX_DURATION, MIN_DURATION, BEGIN, NUM_PARAM = range(9)
+(
+    DEADLINE, BEFORE, AFTER, TRANSFER, TRANSFER_PER_TOKEN, MAX_DURATION, MIN_DURATION, BEGIN, FRONT_END, FRONT_END_FREE,
+    NUM_PARAM,
+) = range(11)  # fmt: skip
 
 
 def push_event(s, t, kind, index):  # type: ignore[no-untyped-def]
@@ -122,14 +125,19 @@ def send(s, t):  # type: ignore[no-untyped-def]
         for k in range(1, len(s.limit)):
             if s.param[BEGIN] + s.limit[k, 0] <= t:
                 limit = s.limit[k, 1]
-    while s.state[IN_FLIGHT] < limit and (s.state[NUM_READY] > 0 or s.state[NUM_FRESH] > 0):
+    count = int(min(limit - s.state[IN_FLIGHT], s.state[NUM_READY] + s.state[NUM_FRESH]))
+    if count <= 0:
+        return
+    s.param[FRONT_END_FREE] = max(s.param[FRONT_END_FREE], t) + count * s.param[FRONT_END]
+    arrival_s = s.param[FRONT_END_FREE] + (s.param[BEFORE] - s.param[FRONT_END])
+    for _ in range(count):
         if s.state[NUM_FRESH] > 0:
             i = pop_ring(s, 1, FRESH_HEAD, NUM_FRESH)
         else:
             i = pop_ring(s, 0, READY_HEAD, NUM_READY)
         s.state[IN_FLIGHT] += 1
         s.time[i, SENT] = t
-        push_event(s, t + s.param[BEFORE], ARRIVE, i)
+        push_event(s, arrival_s, ARRIVE, i)
 
 
 def done(s, t, i):  # type: ignore[no-untyped-def]

@@ -47,7 +47,8 @@ class Fleet:
     routing: RoutingPolicy = "round_robin"
     transfer_latency_s: float = 0.0
     transfer_s_per_token: float = 0.0
-    request_before_s: float = 0.0  # client's send -> engine's queue
+    request_before_s: float = 0.0  # client's send -> engine's queue, where nothing waits
+    front_end_s: float = 0.0  # of that, what one server does for one request at a time
     request_after_s: float = 0.0  # engine's output -> client
 
     def __post_init__(self) -> None:

@@ -10,6 +10,9 @@ to come round, up to two steps. When a call of ``schedule`` finds nothing to run
 Disaggregated fleets. A request is prefilled by one pool (its token there is not passed on, as with vLLM's proxy), its KV cache
 moves, and a replica of the decode pool computes the last prompt token again and gives the first token that the client sees.
 
+Front end. The API server is one event loop on one core. Requests sent at one moment are worked on in turns, so that all of
+them get to the engine when the last is done; those sent later wait for them.
+
 Client. Groups (warm-up, offline batches) run one after the other. Within a group a request goes out when it is due, the
 turn before it is done and thought over, and a slot is free; requests that were never due by a clock go first, in order.
 """
@@ -182,6 +185,7 @@ class Simulation:
         self._ready: deque[int] = deque()
         self._fresh: deque[int] = deque()  # requests of a closed loop that wait for nothing but a slot
         self._in_flight = 0
+        self._front_end_free_s = 0.0
         self._group = -1
         self._left_in_group = 0
         self._begin_s = math.inf  # start of the timed group
@@ -266,12 +270,16 @@ class Simulation:
     def _send(self, t: float) -> None:
         if self._over(t):
             return
-        limit = self._limit(t)
-        while self._in_flight < limit and (self._ready or self._fresh):
+        fleet = self.inputs.fleet
+        count = min(self._limit(t) - self._in_flight, len(self._ready) + len(self._fresh))
+        if count > 0:
+            self._front_end_free_s = max(self._front_end_free_s, t) + count * fleet.front_end_s
+        arrival_s = self._front_end_free_s + (fleet.request_before_s - fleet.front_end_s)
+        for _ in range(count):
             i = self._fresh.popleft() if self._fresh else self._ready.popleft()
             self._in_flight += 1
             self._sent_s[i] = t
-            self._push(t + self.inputs.fleet.request_before_s, ARRIVE, i)
+            self._push(arrival_s, ARRIVE, i)
 
     def _handle(self, t: float, kind: int, i: int) -> None:
         if kind == READY:

@@ -23,6 +23,7 @@ LAYOUT_ARGS = frozenset(
     [
         "tensor_parallel_size",
         "data_parallel_size",
+        "api_server_count",
         "enable_expert_parallel",
         "quantization",
         "kv_cache_dtype",
@@ -90,7 +91,10 @@ class EngineSetup:
         coefficients = self.step_time.coefficients()
         by_role = {role: Replica(self.config, coefficients, role) for role in set(self.shape.roles)}
         before, after = self.step_time.request_overhead_s()
-        if not self.over_http and self.step_time.trust != "user-runs":
+        front_end_s = self.step_time.front_end_s
+        if self.step_time.trust == "user-runs":
+            before += front_end_s if self.over_http else 0.0  # the runs that calibrate have no HTTP server
+        elif not self.over_http:
             before = after = 0.0  # the shipped overheads are those of an HTTP server
         return Fleet(
             tuple(by_role[role] for role in self.shape.roles for _ in range(self.num_replicas)),
@@ -100,7 +104,15 @@ class EngineSetup:
             transfer_s_per_token=self._transfer_s_per_token,
             request_before_s=before,
             request_after_s=after,
+            front_end_s=front_end_s / self._num_front_ends if self.over_http else 0.0,
         )
+
+    @property
+    def _num_front_ends(self) -> int:
+        """API servers that take requests in, by default one a data-parallel rank as in ``vllm serve``; together they are
+        taken as one that is so many times as fast."""
+        entries = sum(role != "decode" for role in self.shape.roles)
+        return entries * int(self.args.get("api_server_count") or self.num_replicas)
 
     @property
     def _transfer_s_per_token(self) -> float:

@@ -63,6 +63,7 @@ class OverheadFit:
     interval_basis: str
     devices: tuple[str, ...] = ()
     engines: frozenset[tuple[int, int, int, str]] = frozenset()
+    front_end_s: float = 0.0  # of request_before_s, what an HTTP server does for one request at a time
 
     def knows(self, shape: ModelShape, device: str) -> bool:
         """Whether the overheads were fitted on this architecture and dtype, on this device: its interval is narrower."""
@@ -85,7 +86,7 @@ def load_overheads(path: Path = EFFICIENCY_FOLDER / "overheads.yaml") -> Overhea
         engines = frozenset((int(n), int(h), int(v), str(d)) for n, h, v, d in data["fitted_engines"])
         return OverheadFit(
             Overheads(**values), str(data["source"]), intervals, str(data["interval_basis"]),
-            tuple(data["fitted_devices"]), engines,
+            tuple(data["fitted_devices"]), engines, float(data["front_end_s"]),
         )  # fmt: skip
     except (OSError, YAMLError, KeyError, TypeError, ValueError) as e:
         raise BadInput(f"not an overheads file: {e}", where=str(path), next_step="restore the file") from e
@@ -100,6 +101,8 @@ class StepTime:
         trust: ``user-runs``, ``user-kernels``, ``shipped-curves`` or ``data-sheet``.
         array: what the kernel reads.
         overhead_s: per request before the queue and after the engine.
+        front_end_s: what an HTTP server does for one request at a time: part of the former, except after a calibration, for
+            the engines that record their steps run without such a server.
         intervals: metric -> interval; ``tpot``, ``ttft`` and ``output_tokens_per_s``.
     """
 
@@ -107,6 +110,7 @@ class StepTime:
     trust: str
     array: np.ndarray = field(repr=False)
     overhead_s: tuple[float, float] = (0.0, 0.0)
+    front_end_s: float = 0.0
     intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     def coefficients(self) -> np.ndarray:
@@ -194,7 +198,7 @@ def _calibrated(profile: Profile, asked: Layout, array: np.ndarray) -> StepTime:
     for position, value in profile.adjustments().items():
         array[position] = value
     overhead = (profile.request_before_s, profile.request_after_s)
-    return StepTime(profile.source, "user-runs", array, overhead, profile.intervals())
+    return StepTime(profile.source, "user-runs", array, overhead, load_overheads().front_end_s, profile.intervals())
 
 
 def _uncalibrated(device: Device, scales: KernelScales | None, array: np.ndarray, shape: ModelShape) -> StepTime:
@@ -217,7 +221,8 @@ def _uncalibrated(device: Device, scales: KernelScales | None, array: np.ndarray
         words = f"kernels measured on {name} ({sum(scales.num_cases)} cases, {scales.source}) over the {words}"
     intervals = {m: Interval(low, high, 0.90, fit.interval_basis) for m, (low, high) in fit.intervals[key].items()}
     o = device.overheads
-    return StepTime(words, trust, array, (o.request_before_s, o.request_after_s), intervals)
+    front_end_s = min(fit.front_end_s, o.request_before_s)
+    return StepTime(words, trust, array, (o.request_before_s, o.request_after_s), front_end_s, intervals)
 
 
 def coefficients(

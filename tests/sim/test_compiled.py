@@ -105,7 +105,8 @@ def draw_inputs(draw: DrawInt) -> SimInputs:
     fleet = Fleet(replicas, routing, 1e-3, 1e-6 * draw(0, 3), 1e-3 * draw(0, 2), 1e-3 * draw(0, 1))  # type: ignore[arg-type]
     inputs = prepare(draw_schedule(draw, draw_requests(draw, config.max_model_len - 1, stated)), fleet)
     stop = np.array([draw(1, int(m)) if draw(0, 5) == 0 else -1 for m in inputs.max_tokens], dtype=np.int64)
-    return replace(inputs, stop_after=stop, record_tokens=bool(draw(0, 3)))
+    inputs = replace(inputs, stop_after=stop, record_tokens=bool(draw(0, 3)))
+    return replace(inputs, fleet=replace(fleet, front_end_s=2e-4 * draw(0, 2)))
 
 
 def seeded_inputs(seed: int) -> SimInputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 
 from bench.errors import BadInput
 from bench.records import Request, Schedule, StopRule
+from bench.sim import compiled
 from bench.sim.inputs import Fleet, Replica, SimResult, prepare
 from bench.sim.loop import simulate
 from bench.sim.outputs import chunk_columns, engine_steps, request_records
 from bench.sim.router import Router
 from bench.sim.scheduler import SchedulerConfig
+from tests.sim import step_times
 
 
 def fixed(gpu_s: float, host_s: float) -> Callable[..., tuple[float, float]]:
@@ -57,6 +60,29 @@ def test_pipeline_stages_overlap_batches() -> None:
     two = simulate(prepare(schedule, fleet(max_num_batched_tokens=256, pipeline_parallel_size=2)), fixed(0.01, 1e-4))
     # two batches of 4 in turn, each through both stages: a request gets a token every 10 ms, as before
     assert np.median(gaps(two)) == pytest.approx(np.median(gaps(one)), rel=0.06)
+
+
+def test_requests_of_one_moment_get_through_the_front_end_together_and_later_ones_wait_for_them() -> None:
+    """One server, 2 ms a request, 10 ms in all for a lone one: by hand, for both loops."""
+    service, before = 0.002, 0.010
+    one = replace(fleet().replicas[0], coefficients=step_times.coefficients(0))
+    busy = Fleet((one,), front_end_s=service, request_before_s=before)
+    burst = prepare(Schedule("closed_loop", requests(20), None, 20), busy)
+    due = np.array([0.0, 0.0, 0.0, 0.0005, 0.1])  # three clocks ring at once, one a moment later, one when all is quiet
+    spread = prepare(Schedule("open_loop", requests(5), due, None), busy)
+    for run in (lambda x: simulate(x, fixed(0.001, 1e-4)), compiled.simulate):
+        assert run(burst).queued_s == pytest.approx(20 * service + before - service)
+        waits = np.array([0, service, 2 * service, 3 * service - 0.0005, 0])
+        assert run(spread).queued_s - due == pytest.approx(before + waits)
+
+
+def test_a_server_that_takes_longer_than_the_engine_sets_the_rate() -> None:
+    """D/D/1 beyond its capacity: request k of a steady stream waits k times what each falls behind."""
+    due = 0.001 * np.arange(200)
+    slow = replace(fleet(), front_end_s=0.0015, request_before_s=0.0015)
+    r = simulate(prepare(Schedule("open_loop", requests(200, osl=1), due, None), slow), fixed(1e-4, 1e-5))
+    assert r.queued_s - due == pytest.approx(0.0015 + 0.0005 * np.arange(200))
+    assert 199 / (r.last_token_s.max() - r.last_token_s.min()) == pytest.approx(1 / 0.0015, rel=0.01)
 
 
 def test_an_arrival_waits_until_the_engine_comes_round() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,8 @@ from bench.catalog.hardware import load_hardware
 from bench.catalog.model import load_model
 from bench.errors import BadInput, DoesNotFit
 from bench.sim.defaults import batch_limits, capture_sizes, padded_batch
+from bench.sim.fleets import FleetShape
+from bench.sim.inputs import Fleet
 from bench.sim.setup import engine_setup
 from bench.sim.step_time_kernel import padded_tokens
 
@@ -73,6 +76,28 @@ def test_an_engine_from_vllms_arguments() -> None:
         load_model("llama-3.1-8b"), load_hardware("H100-SXM"), {"max_model_len": 4096, "num_gpu_blocks_override": 500}
     )
     assert own.config.num_blocks == 500 and own.kv_source == "num_gpu_blocks_override"
+
+
+def test_the_front_end_is_that_of_a_server_and_divided_by_how_many_there_are() -> None:
+    def fleet(over_http: bool | None = None, shape: FleetShape | None = None, **args: int) -> Fleet:
+        model, h100 = load_model("llama-3.1-8b"), load_hardware("H100-SXM")
+        return engine_setup(model, h100, {"max_model_len": 4096, **args}, over_http=over_http, shape=shape).fleet()
+
+    one = fleet()
+    assert 0 < one.front_end_s < one.request_before_s
+    assert fleet(api_server_count=4).front_end_s == one.front_end_s / 4
+    assert fleet(data_parallel_size=2).front_end_s == one.front_end_s / 2
+    assert fleet(shape=FleetShape(engines=3)).front_end_s == one.front_end_s / 3
+    assert fleet(over_http=False).front_end_s == fleet(over_http=False).request_before_s == 0.0
+
+
+def test_a_calibration_saw_no_server_so_that_one_adds_its_time() -> None:
+    setup = engine_setup(load_model("llama-3.1-8b"), load_hardware("H100-SXM"), {"max_model_len": 4096})
+    own = replace(setup, step_time=replace(setup.step_time, trust="user-runs", overhead_s=(0.002, 0.001)))
+    server, in_process = own.fleet(), replace(own, over_http=False).fleet()
+    assert server.front_end_s == setup.step_time.front_end_s > 0
+    assert server.request_before_s == 0.002 + server.front_end_s
+    assert (in_process.front_end_s, in_process.request_before_s, in_process.request_after_s) == (0.0, 0.002, 0.001)
 
 
 def test_engines_that_vllm_would_not_start_are_refused() -> None:
