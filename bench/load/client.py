@@ -97,7 +97,7 @@ class Client:
     async def connect(self, number: int) -> None:
         """Open ``number`` connections before the clock starts, as far as the server lets us within the limit."""
         loop = self.loop
-        loop.add_reader(self.timer.fileno(), self._on_timer)
+        loop.add_reader(self.timer.fileno(), self.on_timer)
         loop.add_reader(self.watchdog.fileno(), self.watchdog.look)
         if self.semaphore_fd is not None:
             loop.add_reader(self.semaphore_fd, self._on_semaphore)
@@ -122,8 +122,7 @@ class Client:
             return
         if self.reads is not None:
             self.reads.give_queue(rows, turns=self._turns(rows))
-            timers = {self.timer.fileno(): self._on_timer, self.watchdog.fileno(): self.watchdog.look}
-            self.reads.loop.start(self.event_loop, timers)
+            self.reads.loop.start(self.event_loop)
         await self.done.wait()
 
     def _turns(self, rows: np.ndarray) -> bool:
@@ -208,7 +207,7 @@ class Client:
         self.loop.remove_reader(self.semaphore_fd)
         self.pump()
 
-    def _on_timer(self) -> None:
+    def on_timer(self) -> None:
         self.timer.acknowledge()
         self.pump()
 
@@ -258,8 +257,10 @@ class Client:
         if self.stopping:
             if self.in_flight <= self.num_held:
                 self.done.set()
-            return
-        self.pump()
+        elif not self.agenda.is_over:
+            self.pump()
+        elif not self.in_flight:
+            self.done.set()
 
     # Connections
 

@@ -148,6 +148,15 @@ class DeadlineTimer:
         value.tv_sec, value.tv_nsec = divmod(at_ns, 1_000_000_000)
         self._settime(self._fd, _TFD_ABSTIME, self._pointer, None)
 
+    def arm_every(self, first_ns: int, interval_ns: int) -> None:
+        """Fire at ``first_ns`` and every ``interval_ns`` after it."""
+        self.armed_ns = 0
+        s = self._spec
+        s.it_value.tv_sec, s.it_value.tv_nsec = divmod(first_ns, 1_000_000_000)
+        s.it_interval.tv_sec, s.it_interval.tv_nsec = divmod(interval_ns, 1_000_000_000)
+        self._settime(self._fd, _TFD_ABSTIME, self._pointer, None)
+        s.it_interval.tv_sec = s.it_interval.tv_nsec = 0
+
     def acknowledge(self) -> None:
         """Read the expiry so that the descriptor is not readable any more."""
         self.armed_ns = 0

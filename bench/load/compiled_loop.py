@@ -36,11 +36,14 @@ class CompiledLoop:
         self.serial = itertools.count()
         self.callbacks: dict[int, Callable[[], None]] = {}
 
-    def start(self, loop: asyncio.AbstractEventLoop, timers: dict[int, Callable[[], None]]) -> None:
-        """Serve until ``client.done`` is set. ``timers``: descriptors that must be heard at once."""
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve until ``client.done`` is set."""
         self.loop = loop
-        self.timers = timers
-        for fd, callback in timers.items():
+        client = self.reads.client
+        # Both must be heard at once. The watchdog's repeats, and compiled code reads it.
+        watchdog = client.watchdog.fileno()
+        self.reads.memory.know_descriptor(watchdog, self.reads.kernels.TIMER)
+        for fd, callback in ((client.timer.fileno(), client.on_timer), (watchdog, client.watchdog.tick)):
             loop.remove_reader(fd)
             self.reads.poll.register(fd, select.EPOLLIN)
             self.callbacks[fd] = callback
@@ -72,6 +75,7 @@ class CompiledLoop:
         m, client, k = reads.memory, reads.client, reads.kernels
         m.state[k.TURNS] = reads.turns and not client.stopping and not client.waiting
         m.state[k.NEXT], m.state[k.OFFSET_NS] = client.agenda.next, client.offset_ns
+        m.state[k.LOG_FD] = client.spill.ready_fd()
         m.state[k.IN_FLIGHT] = client.in_flight - client.num_held
         found = k.receive(reads.poll.fileno(), self._timeout_ms(), *m.arguments)
         client.agenda.next = m.state[k.NEXT]
@@ -107,7 +111,11 @@ class CompiledLoop:
         """Back to the event loop alone, until the next phase."""
         self.active = False
         self.reads.take_log()
-        for fd, callback in self.timers.items():
+        client = self.reads.client
+        for fd, callback in (
+            (client.timer.fileno(), client.on_timer),
+            (client.watchdog.fileno(), client.watchdog.look),
+        ):
             self.reads.poll.unregister(fd)
             self.loop.add_reader(fd, callback)
         self.reads.poll.unregister(self.backend)

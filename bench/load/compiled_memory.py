@@ -26,7 +26,7 @@ TOUCHED_BYTES = 1 << 15
 KNOWN_BYTES = 1024
 #: Events of one wait: few enough that a send that is due meanwhile does not wait for long.
 _EVENTS = 128
-#: Answers that compiled code logs before Python writes them to disk: bytes, and their number.
+#: Bytes that compiled code logs before it writes them to disk; answers that it logs before Python collects their lags.
 LOG_BYTES, LOG_ANSWERS = 1 << 18, 4096
 
 
@@ -95,6 +95,7 @@ class Memory:
         self.log = np.zeros(LOG_BYTES, dtype=np.uint8)
         self.log[::4096] = 1  # its pages are there before the clock starts
         self.scratch[kernels.LOG_AT], self.scratch[kernels.LOG_ROOM] = self.log.ctypes.data, LOG_BYTES
+        self.scratch[kernels.LOG_FD] = -1
         self.lags = np.zeros(LOG_ANSWERS, dtype=np.int64)
         self.to_send = np.zeros(num, dtype=np.int64)
         self.queue = self.positions = np.zeros(0, dtype=np.int64)

@@ -348,8 +348,10 @@ class CompiledReads:
         m, k = self.memory, self.kernels
         if m.state[k.LOG_USED]:
             self.client.spill.take(m.log_bytes[: m.state[k.LOG_USED]])
+            m.state[k.LOG_USED] = 0
+        if m.state[k.NUM_LAGS]:
             self.client.measures.read_lag_ns.extend(m.lags[: m.state[k.NUM_LAGS]].tolist())
-            m.state[k.LOG_USED] = m.state[k.NUM_LAGS] = 0
+            m.state[k.NUM_LAGS] = 0
 
     def close(self) -> None:
         self.poll.close()

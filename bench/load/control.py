@@ -27,6 +27,14 @@ class State(IntEnum):
     PARSED = 4
 
 
+class Go(IntEnum):
+    """How far the driver lets the workers go."""
+
+    WARMUP = 1
+    MAIN = 2
+    PARSE = 3  # everybody has sent: nobody's parsing takes CPU from another's window, or from a server on this machine
+
+
 class Stop(IntEnum):
     RUN = 0
     NO_MORE = 1  # send nothing new, let what is in flight end

@@ -22,7 +22,7 @@ import numpy as np
 from bench.errors import BenchError, StoreError
 from bench.load import schedule as schedules
 from bench.load.compiled_reads import MOST_CONNECTIONS
-from bench.load.control import Bell, Control, State, Stop
+from bench.load.control import Bell, Control, Go, State, Stop
 from bench.load.honesty import assess
 from bench.load.options import LoadOptions, LoadResult, Progress
 from bench.load.prepare import (
@@ -41,8 +41,9 @@ from bench.records import RequestRecord, Schedule, StopRule
 __all__ = ["Driver", "LoadOptions", "LoadResult", "Progress", "drive"]
 
 #: Between two looks at the shared page, which cost some 200 us each: while nothing can end the run but its end, of which the
-#: workers tell; while somebody watches or a count may end it; with concurrency steps over several processes.
-_REST_S, _POLL_S, _STEP_POLL_S = 1.0, 0.2, 0.1
+#: workers tell (as they do of a death); while somebody may stop it, or errors; while somebody watches or a count may end it;
+#: with concurrency steps over several processes.
+_LONG_REST_S, _REST_S, _POLL_S, _STEP_POLL_S = 10.0, 1.0, 0.2, 0.1
 _START_LIMIT_S = 60.0
 _LEAD_S = 0.02
 
@@ -167,13 +168,14 @@ class Driver:
         """From readiness to the last response. Returns the main part's start (ns)."""
         limit = time.monotonic() + _START_LIMIT_S + self.options.limits.connect_s
         self._wait(State.READY, "connect", lambda: time.monotonic() > limit)
-        self.control.header[Control.GO] = 1
+        self.control.header[Control.GO] = Go.WARMUP
         if self.num_warmup:
             self._wait(State.WARM, "warmup", self._asked_to_stop)
         start_ns = time.monotonic_ns() + round(_LEAD_S * 1e9)
         self.control.header[Control.MAIN_START_NS] = start_ns
-        self.control.header[Control.GO] = 2
+        self.control.header[Control.GO] = Go.MAIN
         self._wait(State.SENT, "main", lambda: self._rule_ends(start_ns))
+        self.control.header[Control.GO] = Go.PARSE
         return start_ns
 
     def _wait(self, state: State, stage: str, ends: Callable[[], bool]) -> None:
@@ -201,10 +203,12 @@ class Driver:
         rule = self.schedule.stop
         if stage != "main" or self.on_progress is not None or rule.min_requests > 0 or rule.min_duration_s > 0:
             return _POLL_S
+        may_end = self.should_stop is not None or rule.max_errors is not None or rule.max_error_ratio is not None
+        rest = _REST_S if may_end else _LONG_REST_S
         if rule.max_duration_s is None:
-            return _REST_S
+            return rest
         elapsed = (time.monotonic_ns() - int(self.control.header[Control.MAIN_START_NS])) / 1e9
-        return min(_REST_S, max(rule.max_duration_s - elapsed, 0.001))
+        return min(rest, max(rule.max_duration_s - elapsed, 0.001))
 
     def _progress(self, began: float, stage: str) -> Progress:
         c = self.control
@@ -308,6 +312,7 @@ class Driver:
     def _end_processes(self) -> None:
         if hasattr(self, "control"):
             self.control.header[Control.STOP] = int(Stop.ABORT)
+            self.control.header[Control.GO] = Go.PARSE
         deadline = time.monotonic() + 5
         for process in self.processes:
             try:

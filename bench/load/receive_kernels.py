@@ -28,6 +28,8 @@ AT_HEAD, COMPLETE, LOOK, FULL, ENDED, LOST, UNASKED, TIMEOUT, NO_FIRST_BYTE, STA
 #: closed loop has nothing to send any more, and all of its connections rest.
 OVER, SHORT, ALL_OVER = 11, 12, 13
 MORE = 64
+#: In ``slots``: a descriptor that is no connection's; one of these that is a repeating timer.
+OTHER, TIMER = -1, -2
 #: Results of :func:`walk`, as in ``wire.Walk``.
 NEED, DONE, ODD = range(3)
 
@@ -39,10 +41,10 @@ MSG, IOV, CONTROL, CLOCK, SEND_MSG, SEND_IOV, ENTRY, INFO = 0, 7, 9, 13, 15, 22,
 #: Length of the head that is known by sight (0: none yet). Whether compiled code may send further requests (0, 1), and which:
 #: ``queue[NEXT:END]``. Addresses of the requests' common head and of the rest of each.
 KNOWN_BYTES, TURNS, NEXT, END, HEAD_AT, HEAD_BYTES, REST_AT = range(39, 46)
-#: The log: address, room, bytes used. Lags in use; CLOCK_REALTIME - CLOCK_MONOTONIC; answers logged and their reads.
-LOG_AT, LOG_ROOM, LOG_USED, NUM_LAGS, OFFSET_NS, NUM_LOGGED, READS_LOGGED = range(46, 53)
+#: The log: address, room, bytes used, the file to which it may be written now (-1: none). Lags in use; CLOCK_REALTIME - CLOCK_MONOTONIC; answers logged and their reads.
+LOG_AT, LOG_ROOM, LOG_USED, LOG_FD, NUM_LAGS, OFFSET_NS, NUM_LOGGED, READS_LOGGED = range(46, 54)
 #: Requests in flight when Python last looked; pairs of (slot, item) in ``rested``, of which Python need not hear at once.
-IN_FLIGHT, NUM_RESTED, NUM_SCRATCH = 53, 54, 55
+IN_FLIGHT, NUM_RESTED, NUM_SCRATCH = 54, 55, 56
 #: Bytes of a log entry's head.
 ENTRY_BYTES = 96
 
@@ -61,7 +63,10 @@ _STAMP_SPACE = 32
 _epoll_wait = types.ExternalFunction("epoll_wait", types.int32(types.int32, types.int64, types.int32, types.int32))
 _recvmsg = types.ExternalFunction("recvmsg", types.int64(types.int32, types.int64, types.int32))
 _sendmsg = types.ExternalFunction("sendmsg", types.int64(types.int32, types.int64, types.int32))
+_read_bytes = types.ExternalFunction("read", types.int64(types.int32, types.int64, types.int64))
+_write = types.ExternalFunction("write", types.int64(types.int32, types.int64, types.int64))
 _memcpy = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
+_memmove = types.ExternalFunction("memmove", types.int64(types.int64, types.int64, types.int64))
 _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
 _errno_location = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
 
@@ -176,6 +181,22 @@ def _send_next(row: Any, scratch: Any, scratch_at: int, queue: Any, rest: Any) -
 
 
 @_compiled
+def _has_room(scratch: Any, size: int) -> bool:
+    """Whether the log takes ``size`` bytes more; it is written to disk when it does not. Failures are left to Python."""
+    if scratch[LOG_USED] + size > scratch[LOG_ROOM] and scratch[LOG_FD] >= 0:
+        used = scratch[LOG_USED]
+        written = _write(types.int32(scratch[LOG_FD]), scratch[LOG_AT], used)
+        if written == used:
+            scratch[LOG_USED] = 0
+        else:  # what Python writes must go on where this ended
+            scratch[LOG_FD] = -1
+            if written > 0:
+                _memmove(scratch[LOG_AT], scratch[LOG_AT] + written, used - written)
+                scratch[LOG_USED] = used - written
+    return scratch[LOG_USED] + size <= scratch[LOG_ROOM]
+
+
+@_compiled
 def _complete(
     row: Any, data: Any, stamps: Any, ends: Any, scratch: Any, scratch_at: int, queue: Any, positions: Any, rest: Any,
     lags: Any, words: Any, rested: Any,
@@ -183,9 +204,10 @@ def _complete(
     """An answer has ended as it should: send the next request, log this one (as ``spill.SpillWriter.final`` does).
     0: done, and nothing that Python has to know now; OVER: done, none was sent (INFO: the item); ALL_OVER; SHORT; COMPLETE:
     left to Python."""
-    n, used, at, item = row[NUM_READS], row[USED], scratch[LOG_USED], row[ITEM]
-    if not row[STORE] or at + ENTRY_BYTES + 20 * n + used > scratch[LOG_ROOM] or scratch[NUM_LAGS] == len(lags):
+    n, used, item = row[NUM_READS], row[USED], row[ITEM]
+    if not row[STORE] or scratch[NUM_LAGS] == len(lags) or not _has_room(scratch, ENTRY_BYTES + 20 * n + used):
         return COMPLETE
+    at = scratch[LOG_USED]
     end = _now(scratch, scratch_at)
     if row[STORE] & 1:
         lags[scratch[NUM_LAGS]] = end + scratch[OFFSET_NS] - stamps[2 * n - 2] * 1_000_000_000 - stamps[2 * n - 1]
@@ -297,7 +319,7 @@ def receive(
         timeout_ms: of each wait; -1: none.
         events: (EVENT_WORDS x the most events of one wait,) uint32.
         table: (connections, NUM_COLUMNS) int64.
-        slots: (descriptors,) int32: the connection's row, -1 for other descriptors.
+        slots: (descriptors,) int32: the connection's row, OTHER or TIMER for other descriptors.
         data, stamps, ends: (connections, bytes) uint8, (connections, 2 x reads) int64, (connections, reads) uint32.
         most: bytes beyond which a response has to be written out.
         tail: how a complete SSE answer ends.
@@ -327,6 +349,8 @@ def receive(
             flags, fd = events[EVENT_WORDS * k], events[EVENT_WORDS * k + EVENT_FD]
             slot = slots[fd] if fd < len(slots) else -1
             if slot < 0:
+                if slot == TIMER:  # one that repeats goes on when it is read
+                    _read_bytes(types.int32(fd), scratch_at + 8 * INFO, 8)
                 out[found, 0], out[found, 1], out[found, 2] = fd, 0, 0
                 found += 1
                 continue

@@ -117,6 +117,11 @@ class SpillWriter:
         self.flush()
         self._to_disk(entries)
 
+    def ready_fd(self) -> int:
+        """The file, to which another log may be appended directly; -1 when it failed."""
+        self.flush()
+        return self._fd if self.failed is None else -1
+
     def flush(self) -> None:
         if self._buffer:
             with memoryview(self._buffer) as view:

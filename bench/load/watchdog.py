@@ -22,7 +22,7 @@ QUIET_LOOK_TICKS = 2
 
 
 class Watchdog:
-    """Of one client. ``fileno()`` is readable when :meth:`look` is due."""
+    """Of one client. ``fileno()`` is readable when :meth:`look` is due, :meth:`tick` for those who have read it."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -34,14 +34,21 @@ class Watchdog:
         return self.timer.fileno()
 
     def arm(self) -> None:
-        """The next look, a tick from now."""
+        """The first look is a tick from now, and the others follow."""
         self.next_ns = time.monotonic_ns() + self.tick_ns
-        self.timer.arm(self.next_ns)
+        self.timer.arm_every(self.next_ns, self.tick_ns)
 
     def look(self) -> None:
         self.timer.acknowledge()
+        self.tick()
+
+    def tick(self) -> None:
         client, now = self.client, time.monotonic_ns()
-        client.measures.tick_lag_ns.append(now - self.next_ns)
+        late = now - self.next_ns
+        if late < 0:  # told once more of a look that has been had
+            return
+        self.next_ns += self.tick_ns * (1 + late // self.tick_ns)
+        client.measures.tick_lag_ns.append(late)
         reading = paired_reading()
         client.measures.offsets.append(reading)
         client.offset_ns = reading[1]
@@ -53,7 +60,6 @@ class Watchdog:
             stop = Stop.ABORT  # the driver is gone
         if stop:
             client.stop(now, abort=stop >= Stop.ABORT)
-        self.arm()
 
     def _check_connections(self, now: int) -> int:
         """Limits of every connection; the reads of the answers in flight."""

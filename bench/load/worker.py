@@ -27,7 +27,7 @@ from bench.errors import BenchError
 from bench.load.client import Client
 from bench.load.clocks import ClockOffsets
 from bench.load.compiled_memory import load_kernels
-from bench.load.control import Control, State, Stop, tell_state
+from bench.load.control import Control, Go, State, Stop, tell_state
 from bench.load.parse import Asked, parse_outcome
 from bench.load.share import Limits, Share
 from bench.load.spill import SpillWriter, read_spill
@@ -133,6 +133,8 @@ class Worker:
         try:
             with frozen_gc(), real_time(wanted=spec.real_time) as prompt:
                 cpu, wall = loop.run_until_complete(self._live(client))
+                tell_state(self.words, State.SENT, spec.bell_fd)
+                loop.run_until_complete(self._until_all_have_sent())
         finally:
             client.close()
             loop.run_until_complete(asyncio.sleep(0))
@@ -175,20 +177,22 @@ class Worker:
         tell_state(self.words, State.READY, self.spec.bell_fd)
         rows = np.flatnonzero(self.share.is_root)
         warm = rows[self.share.is_warmup[rows]]
-        if not await self._wait_for(1):
+        if not await self._wait_for(Go.WARMUP):
             return 0, 1
         if len(warm):
             await client.serve(warm, time.monotonic_ns())
         tell_state(self.words, State.WARM, self.spec.bell_fd)
-        if not await self._wait_for(2):
+        if not await self._wait_for(Go.MAIN):
             return 0, 1
         cpu, wall = _cpu_ns(), time.monotonic_ns()
         client.measures.tick_lag_ns = client.measures.tick_lag_ns[:0]
         client.measures.read_lag_ns = client.measures.read_lag_ns[:0]
         await client.serve(rows[~self.share.is_warmup[rows]], int(self.control.header[Control.MAIN_START_NS]))
-        used = _cpu_ns() - cpu, max(time.monotonic_ns() - wall, 1)
-        tell_state(self.words, State.SENT, self.spec.bell_fd)
-        return used
+        return _cpu_ns() - cpu, max(time.monotonic_ns() - wall, 1)
+
+    async def _until_all_have_sent(self) -> None:
+        while self.control.header[Control.GO] < Go.PARSE and os.getppid() == self.spec.parent_pid:
+            await asyncio.sleep(0.005)
 
     async def _wait_for(self, go: int) -> bool:
         """Wait for the driver's sign. False when the run was stopped, or the driver died, before it came."""

@@ -154,6 +154,21 @@ def test_what_is_left_to_python(served: Bench) -> None:
     assert served.words[Control.NUM_DONE] == 0
 
 
+def test_a_full_log_is_written(served: Bench, tmp_path: Path) -> None:
+    k, state = served.k, served.state
+    path = tmp_path / "log"
+    file = path.open("wb", buffering=0)
+    state[k.LOG_FD], state[k.LOG_USED] = file.fileno(), LOG_BYTES - 100
+    served.send(0)
+    assert served.answer(0, HEAD + SSE_END) == []
+    assert path.stat().st_size == LOG_BYTES - 100 and 0 < state[k.LOG_USED] < 500
+    file.close()
+    with open("/dev/full", "wb", buffering=0) as full:
+        state[k.LOG_FD], state[k.LOG_USED] = full.fileno(), LOG_BYTES - 100
+        ((slot, reason, _),) = served.answer(0, HEAD + SSE_END)
+    assert (slot, reason) == (0, k.COMPLETE) and state[k.LOG_FD] == -1 and state[k.LOG_USED] == LOG_BYTES - 100
+
+
 def test_requests_that_do_not_go_out_whole(served: Bench) -> None:
     k = served.k
     ours = served.pairs[0][0]
