@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from bench.errors import BadInput, DoesNotFit
 from bench.sim.defaults import SCHEDULER_ARGS, Usage, scheduler_config
 from bench.sim.fleets import ONE_ENGINE, FleetShape, transfer_s_per_token
 from bench.sim.inputs import Fleet, Replica
+from bench.sim.interface import Interval
 from bench.sim.profile import Profile, load_profile
 from bench.sim.scheduler import PROVED_AGAINST_VLLM, SchedulerConfig
-from bench.sim.step_time import StepTime, build_step_time
+from bench.sim.step_time import StepTime, build_step_time, load_overheads
 
 #: Arguments that step times or memory follow; with SCHEDULER_ARGS these are all that the simulation reads.
 LAYOUT_ARGS = frozenset(
@@ -196,10 +198,27 @@ def engine_setup(
     ignored = tuple(sorted(set(args) - SCHEDULER_ARGS - LAYOUT_ARGS - NEUTRAL_ARGS))
     dp = int(args.get("data_parallel_size", 1))
     http = usage == "server" if over_http is None else over_http
+    if http and profile is not None:
+        step_time = dataclasses.replace(step_time, intervals=without_server(step_time.intervals))
     return EngineSetup(
         model, hardware, dict(args), usage, memory, config, step_time, source, dp, ignored, http, shape or ONE_ENGINE,
         None if profile is None else profile.provenance(path),
     )  # fmt: skip
+
+
+def without_server(calibrated: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Intervals of a calibrated engine behind an HTTP server. Engine steps are recorded in process, so that no calibration has
+    seen what a server adds and takes: each interval reaches as far as that of an engine that was never fitted."""
+    known = load_overheads().intervals["own-curves-other-models"]
+    return {
+        m: dataclasses.replace(
+            i,
+            low_ratio=min(i.low_ratio, known[m][0]),
+            high_ratio=max(i.high_ratio, known[m][1]),
+            basis=f"{i.basis}; no HTTP server among them: as wide as that of an engine never fitted at least",
+        )
+        for m, i in calibrated.items()
+    }
 
 
 def _max_model_len(model: ModelArch, args: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.calibrate import _print, find_runs, not_covered
+from bench.cli.calibrate import _print, find_runs
 from bench.errors import BadInput
 from bench.sim.profile import PARAMETERS, Layout, Profile
 from bench.store import RunWriter
@@ -45,12 +45,3 @@ def test_runs_of_a_server_that_was_not_started_here_say_what_they_lack(tmp_path:
         BadInput, match=r"holds no engine steps to fit; calibrate on `bench run` with engine\.kind vllm"
     ):
         find_runs((tmp_path,))
-
-
-def test_offline_runs_alone_say_that_they_know_no_server(tmp_path: Path) -> None:
-    for number, kind in enumerate(("vllm", "vllm_server")):
-        RunWriter(tmp_path / kind / f"run-{number}-x", {"origin": "measured", "engine": {"kind": kind}}).finish(
-            "complete"
-        )
-    assert "No server is among these runs" in not_covered(find_runs((tmp_path / "vllm",)))
-    assert not_covered(find_runs((tmp_path,))) == ""

@@ -13,6 +13,8 @@ from bench.errors import BadInput, DoesNotFit
 from bench.sim.defaults import batch_limits, capture_sizes, padded_batch
 from bench.sim.fleets import FleetShape
 from bench.sim.inputs import Fleet
+from bench.sim.interface import Interval
+from bench.sim.profile import PARAMETERS, Layout, Profile
 from bench.sim.setup import engine_setup
 from bench.sim.step_time_kernel import padded_tokens
 
@@ -118,3 +120,23 @@ def test_a_model_with_windows_gets_as_many_blocks_as_hold_the_same_requests() ->
         {"max_model_len": 8192, "tensor_parallel_size": 2}, typical_tokens=2048,
     )  # fmt: skip
     assert setup.config.num_blocks == setup.memory.equivalent_blocks(2048)
+
+
+def test_a_calibration_is_no_narrower_about_a_server_than_nothing_at_all() -> None:
+    """It was fitted in process; less that is known must not give a narrower interval."""
+    model, h100 = load_model("llama-3.1-8b"), load_hardware("H100-SXM")
+    profile = Profile(
+        "p", Layout("llama-3.1-8b", h100.name), {**dict.fromkeys(PARAMETERS, 1e-4), "linear_scale": 1.0},
+        {"cells": {"a": 0.01, "b": -0.01}}, 100, ("e/a/run-1",), "2026-11-24T00:00:00+00:00",
+    )  # fmt: skip
+
+    def interval(metric: str, profile: Profile | None, over_http: bool) -> Interval:
+        setup = engine_setup(model, h100, {"max_model_len": 4096}, profile=profile, over_http=over_http)
+        return setup.step_time.intervals[metric]
+
+    for metric in ("ttft", "tpot", "output_tokens_per_s"):
+        own, served, bare = (interval(metric, *how) for how in ((profile, False), (profile, True), (None, True)))
+        assert (
+            served.low_ratio <= bare.low_ratio < own.low_ratio and own.high_ratio < bare.high_ratio <= served.high_ratio
+        )
+        assert "no HTTP server" in served.basis and "no HTTP server" not in own.basis
