@@ -9,10 +9,10 @@ EVIDENCE ?=
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test perf accuracy validate-sim validate-fleet worked-example kernels gpu-evidence lint clean
+.PHONY: help setup bench test perf accuracy validate-sim validate-fleet measure-front-end worked-example kernels gpu-evidence lint clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(CORE): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,9 @@ validate-sim: setup ## calibrate on this machine, predict what was not run, run 
 
 validate-fleet: setup ## a simulated fleet of two engines against a real one
 	$(BIN)/python -m scripts.validate_fleet
+
+measure-front-end: setup ## CPU time a request and a chunk take of vLLM's HTTP server
+	$(BIN)/python -m scripts.measure_front_end
 
 worked-example: setup ## write docs/self-host-or-api.md anew from configs/
 	$(BIN)/python scripts/worked_example.py
