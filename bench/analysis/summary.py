@@ -139,10 +139,7 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
         summary = imported_summary(facts)
         return _with_warnings(summary, run_warnings(facts, summary, tuple(run.problems)))
     if facts.schedule_kind == "offline":
-        # a batch is due when it is submitted; the schedule's zeros are not moments
-        everything = RequestColumns(
-            **{n: everything.sent_s if n == "due_s" else getattr(everything, n) for n in RequestColumns.__slots__}
-        )
+        everything = _due_when_sent(everything)
     located = everything
     if facts.origin == "imported":
         # other tools do not say when a failed request ended: it would count as in flight for ever
@@ -187,6 +184,11 @@ def summarise_run(run: RunReader, against: Yardsticks | None = None) -> RunSumma
     # A simulated device has no sensors: doubts about counters and clocks would be doubts about nothing.
     doubts = devices.warnings if facts.origin != "simulated" else ()
     return _with_warnings(result, (*run_warnings(facts, result, tuple(run.problems)), *doubts))
+
+
+def _due_when_sent(c: RequestColumns) -> RequestColumns:
+    """A batch is due when it is submitted; the schedule's zeros are not moments."""
+    return RequestColumns(**{n: c.sent_s if n == "due_s" else getattr(c, n) for n in RequestColumns.__slots__})
 
 
 def changed_files(run: RunReader) -> list[str]:

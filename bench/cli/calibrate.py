@@ -69,7 +69,7 @@ def find_runs(paths: tuple[Path, ...]) -> list[RunReader]:
             raise BadInput(
                 "a run of a server that was not started here holds no engine steps to fit",
                 where=str(run.folder),
-                next_step="calibrate on `bench run` with engine.kind vllm or vllm_server",
+                next_step="calibrate on `bench run` with engine.kind vllm",
             )
     return found
 

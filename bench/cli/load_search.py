@@ -7,6 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.cli.load_spec import SECONDS_PER_RATE
 from bench.cli.load_text import Speaker, base_cell
 from bench.config.experiment import CellSpec, Experiment
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
@@ -18,8 +19,6 @@ from bench.units import duration_text, significant
 if TYPE_CHECKING:
     from bench.catalog.slo import Slo
 
-#: Of arrivals in a probe of an open loop, and in `bench load --rate`, where the user sets no length.
-SECONDS_PER_RATE = 10
 _BOUNDS = {"rate": (0.01, 10_000.0), "concurrency": (1.0, 4096.0)}
 
 

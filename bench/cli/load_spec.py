@@ -18,6 +18,9 @@ from bench.load.target import Target
 from bench.runner.schedules import LengthPairs
 from bench.workload.lengths import FixedLength, LognormalLength, NormalLength, UniformLength, parse_scenario
 
+#: Of arrivals in a probe of an open loop, and in `bench load --rate`, where the user sets no length.
+SECONDS_PER_RATE = 10
+
 
 def _length(value: Any) -> dict[str, Any]:
     if isinstance(value, FixedLength):
@@ -70,7 +73,9 @@ def _stop(o: dict[str, Any], load: dict[str, Any]) -> dict[str, Any]:
         if o["duration"] is not None:
             stop["min_requests"] = 0
     elif o["duration"] is None and load["kind"] == "open_loop" and not (o["search"] or o["sweep"]):
-        stop["max_requests"] = max(100, ceil(10 * load["rate_per_s"]))  # searches and sweeps choose for each level
+        stop["max_requests"] = max(
+            100, ceil(SECONDS_PER_RATE * load["rate_per_s"])
+        )  # searches and sweeps choose for each level
     if load["kind"] == "open_loop" and "max_requests" in stop:
         stop["min_requests"] = stop["max_requests"]
     return {k: v for k, v in stop.items() if v is not None}

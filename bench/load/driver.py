@@ -40,9 +40,9 @@ from bench.records import RequestRecord, Schedule, StopRule
 
 __all__ = ["Driver", "LoadOptions", "LoadResult", "Progress", "drive"]
 
-#: Between two looks at the shared page, which cost some 200 us each: while nothing can end the run but its end, of which the
-#: workers tell (as they do of a death); while somebody may stop it, or errors; while somebody watches or a count may end it;
-#: with concurrency steps over several processes.
+#: Between two looks at the shared page, which cost some 200 us each: while nothing can end the run but its end or the death of
+#: the one worker, of which the pipe tells; while somebody may stop it, errors, or the death of one of several; while somebody
+#: watches or a count may end it; with concurrency steps over several processes.
 _LONG_REST_S, _REST_S, _POLL_S, _STEP_POLL_S = 10.0, 1.0, 0.2, 0.1
 _START_LIMIT_S = 60.0
 _LEAD_S = 0.02
@@ -204,7 +204,9 @@ class Driver:
         if stage != "main" or self.on_progress is not None or rule.min_requests > 0 or rule.min_duration_s > 0:
             return _POLL_S
         may_end = self.should_stop is not None or rule.max_errors is not None or rule.max_error_ratio is not None
-        rest = _REST_S if may_end else _LONG_REST_S
+        rest = (
+            _REST_S if may_end or self.num > 1 else _LONG_REST_S
+        )  # the pipe hangs up when the last of its writers ends
         if rule.max_duration_s is None:
             return rest
         elapsed = (time.monotonic_ns() - int(self.control.header[Control.MAIN_START_NS])) / 1e9

@@ -77,6 +77,12 @@ class Steps:
         return Steps(**{n: getattr(self, n)[mask] for n in names}, cell_names=self.cell_names)
 
 
+def recorded_steps(run: RunReader) -> Any:
+    """The table of the run's engine steps; None where none were recorded."""
+    table = run.table("engine_steps.arrow")
+    return table if table is not None and table.num_rows else None
+
+
 def steps_of_runs(runs: Sequence[RunReader]) -> Steps:
     """The usable steps of recorded runs: those that followed another one without a pause.
 
@@ -85,8 +91,8 @@ def steps_of_runs(runs: Sequence[RunReader]) -> Steps:
     columns: dict[str, list[np.ndarray]] = {}
     names = sorted({str(r.manifest.get("cell_id", r.folder.parent.name)) for r in runs})
     for run in runs:
-        table = run.table("engine_steps.arrow")
-        if table is None or not table.num_rows:
+        table = recorded_steps(run)
+        if table is None:
             continue
         c = {n: np.asarray(table.column(n).to_pandas(), dtype=np.float64) for n in table.column_names}
         ok = np.isfinite(c["step_time_s"]) & (c["step_time_s"] > 0) & (c["prefill_tokens"] + c["decode_tokens"] > 0)
@@ -356,7 +362,12 @@ def calibrate(runs: Sequence[RunReader], name: str) -> Profile:
         parameters=dict(zip(PARAMETERS, map(float, x), strict=True)),
         errors=cross_validate(matrix, steps, with_prior),
         num_steps=len(steps),
-        runs=tuple(f"{r.manifest.get('experiment')}/{r.folder.parent.name}/{r.folder.name}" for r in runs),
+        # a run without steps, as of a server, was not fitted on: its cells are predictions
+        runs=tuple(
+            f"{r.manifest.get('experiment')}/{r.folder.parent.name}/{r.folder.name}"
+            for r in runs
+            if recorded_steps(r) is not None
+        ),
         created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         engine_version=str(engine.get("version", "")),
         request_before_s=before,

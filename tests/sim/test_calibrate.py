@@ -89,6 +89,12 @@ def runs(tmp_path: Path) -> list[RunReader]:
     return [RunReader.open(f) for f in folders]
 
 
+def test_a_run_without_steps_is_no_run_that_was_fitted_on(runs: list[RunReader], tmp_path: Path) -> None:
+    """As of a server: a report would take its cell for a fitted one."""
+    bare = RunReader.open(write_run(tmp_path, 2, 64, num_steps=0))
+    assert calibrate([*runs, bare], "p").runs == calibrate(runs, "p").runs and len(runs) == 5
+
+
 def test_it_finds_the_machine_that_made_the_steps(runs: list[RunReader]) -> None:
     profile = calibrate(runs, "p")
     built = build_step_time(load_model("tiny-llama"), load_hardware("cpu"), enforce_eager=True, profile=profile)
