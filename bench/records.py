@@ -131,7 +131,9 @@ class RequestRecord:
     phase: Phase
     isl: int | None  # from the engine or the server's usage (see token_source)
     osl: int | None  # tokens really produced
-    due_s: float | None  # None in a closed loop: due when a slot was free, so due = sent
+    due_s: (
+        float | None
+    )  # None in a closed loop: due when a slot was free, so due = sent (there where it could not be sent)
     sent_s: float | None
     first_token_s: float | None
     last_token_s: float | None

@@ -75,7 +75,7 @@ class Client:
         self.head = target.request_head()
         self.idle: list[Connection] = []
         self.all: set[Connection] = set()
-        self.waiting: deque[tuple[int, int, int]] = deque()  # (row, due_ns or 0, connections opened for it at)
+        self.waiting: deque[tuple[int, int, int]] = deque()  # (row, due_ns or 0, begun at or 0 where sent before)
         self.num_opening = self.num_reads_done = 0
         self.agenda = Agenda(share)
         self.in_flight = self.batch_left = self.num_held = 0
@@ -220,7 +220,7 @@ class Client:
                 conn.connect_ns = 0
                 self._send(conn, row)
                 return
-        self.waiting.append((row, due, 0))
+        self.waiting.append((row, due, time.monotonic_ns()))
         self._open()
 
     def _send(self, conn: Connection, row: int) -> None:
@@ -290,7 +290,8 @@ class Client:
         self.measures.num_failed_connects += 1
         if not self.waiting or self.num_opening >= len(self.waiting):
             return
-        row, _, _ = self.waiting.popleft()
+        row, _, begun_ns = self.waiting.popleft()
+        self.due_of.setdefault(row, begun_ns)  # of a closed loop: due when it got its slot
         conn.item, conn.sent_ns = row, 0
         conn.connect_ns = time.monotonic_ns() - conn.opened_ns
         self.record(conn, error, detail, False)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.load.clocks import STAMP_SPACE, enable_kernel_stamps, pack_realtime_ns
 from bench.load.incoming import Incoming
+from bench.load.target import handshake_problem
 
 if TYPE_CHECKING:
     from bench.load.client import Client
@@ -110,7 +111,7 @@ class Connection(Incoming):
             self.lost("connect", f"certificate not accepted: {e.verify_message}")
             return
         except ssl.SSLError as e:
-            self.lost("connect", f"TLS handshake failed: {e.reason or e}")
+            self.lost("connect", f"TLS handshake failed: {handshake_problem(e)}")
             return
         self._send_bytes(self.tls_out.read())
         if not self.dead:

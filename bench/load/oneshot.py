@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import EngineUnavailable
-from bench.load.target import Target, resolve, tls_context
+from bench.load.target import Target, handshake_problem, resolve, tls_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,10 @@ class Reply:
         return " ".join(str(message or self.body.decode("utf-8", "replace")).split())[:200]
 
 
+class _NoHandshake(OSError):
+    """A connection came about, TLS on it did not."""
+
+
 class _Connection(http.client.HTTPConnection):
     """An HTTP connection over whatever the target is: TCP, TLS or a Unix socket."""
 
@@ -56,7 +60,14 @@ class _Connection(http.client.HTTPConnection):
                 last = e
                 continue
             context = tls_context(self._target)
-            self.sock = context.wrap_socket(sock, server_hostname=self._target.host) if context else sock
+            try:
+                self.sock = context.wrap_socket(sock, server_hostname=self._target.host) if context else sock
+            except ssl.SSLCertVerificationError:
+                sock.close()
+                raise
+            except OSError as e:
+                sock.close()
+                raise _NoHandshake(handshake_problem(e)) from e
             return
         raise last or OSError("no address")
 
@@ -84,10 +95,16 @@ def ask(target: Target, method: str, path: str, body: bytes | None = None, *, ti
             where=target.url,
             next_step="give the CA's certificates with ca_file (--ca-file)",
         ) from e
+    except _NoHandshake as e:
+        raise EngineUnavailable(f"no TLS handshake: {e}", where=target.url) from e
     except (OSError, http.client.HTTPException) as e:
         reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
-        raise EngineUnavailable(
-            f"cannot reach the server: {reason}", where=target.url, next_step="is it running?"
-        ) from e
+        next_step = "is it running?"
+        # no HTTP in the answer, or closed without one: what a port that waits for TLS does
+        if not target.is_tls and isinstance(e, http.client.BadStatusLine | ConnectionResetError):
+            next_step = "is it running? If the port speaks TLS: try https://"
+            if not isinstance(e, ConnectionResetError):
+                reason = "its answer is not HTTP"  # and may be any bytes
+        raise EngineUnavailable(f"cannot reach the server: {reason}", where=target.url, next_step=next_step) from e
     finally:
         connection.close()

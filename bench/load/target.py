@@ -168,6 +168,12 @@ class Target:
         return b'{"prompt":' + json.dumps(request.text, ensure_ascii=False).encode() + b"," + rest
 
 
+def handshake_problem(e: OSError) -> str:
+    """Why TLS did not come about, and what to look at: only who speaks TLS sends an alert, all else may be plain HTTP."""
+    reason = "timed out" if isinstance(e, TimeoutError) else str(getattr(e, "reason", None) or e.strerror or e)
+    return reason if "ALERT" in reason.upper() else f"{reason}; the server may speak plain HTTP: try http://"
+
+
 @lru_cache(maxsize=1)
 def _digits() -> list[bytes]:
     return [b"%d" % i for i in range(1 << 18)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.load.clocks import DeadlineTimer, paired_reading
 from bench.load.control import Control, Stop
+from bench.load.target import handshake_problem
 
 if TYPE_CHECKING:
     from bench.load.client import Client
@@ -72,7 +73,7 @@ class Watchdog:
                 reads += len(conn.ends)
                 conn.check(now, limits, quiet)
             elif not conn.ready and now - conn.opened_ns > limits.connect_s * 1e9:
-                conn.lost("connect_timeout", f"no connection within {limits.connect_s:g} s")
+                conn.lost("connect_timeout", _late_connection(conn, limits.connect_s))
         if client.reads is not None:
             reads += client.reads.watchdog(now, limits) + client.reads.num_reads_logged
         return reads
@@ -88,3 +89,9 @@ class Watchdog:
 
     def close(self) -> None:
         self.timer.close()
+
+
+def _late_connection(conn: Connection, limit_s: float) -> str:
+    if conn.tls is None:
+        return f"no connection within {limit_s:g} s"
+    return f"no TLS handshake within {limit_s:g} s: {handshake_problem(TimeoutError())}"

@@ -115,6 +115,9 @@ def test_nobody_listens() -> None:
     result.close()
     assert {r.error for r in result.records} == {"connect"}
     assert all("refused" in (r.error_detail or "").lower() for r in result.records)
+    for r in result.records:  # never sent, but every attempt has its moment: when the request got its slot
+        assert r.sent_s is None and r.due_s is not None and r.done_s is not None and r.connect_s is not None
+        assert 0 <= r.due_s <= r.done_s - r.connect_s
 
 
 def test_total_limit(serve_mock: Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.errors import BadInput
+from bench.errors import BadInput, EngineUnavailable
 from bench.load.driver import LoadOptions, drive
 from bench.load.mock import Delay, Fault, read_truth
+from bench.load.oneshot import ask
 from bench.load.schedule import closed_loop, concurrency_ramp, offline, open_loop
 from bench.load.self_test import errors_against_truth
 from bench.load.target import Target, encode_token_ids
@@ -93,6 +95,37 @@ def test_plain_port_asked_for_tls(serve_mock: Callable[..., Any]) -> None:
         result = run(url.replace("http://", "https://"))
     result.close()
     assert {r.error for r in result.records} <= {"connect", "connect_timeout"}
+    assert all("may speak plain HTTP" in (r.error_detail or "") for r in result.records)
+
+
+def _answering(answer: bytes) -> tuple[int, threading.Thread]:
+    """A port that sends ``answer`` to the first connection, whatever it says, and closes it."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with server, server.accept()[0] as peer:
+            peer.recv(65536)
+            peer.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return server.getsockname()[1], thread
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer", "hint"),
+    [
+        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "no TLS handshake: .*may speak plain HTTP: try http://"),
+        ("https", b"\x15\x03\x03\x00\x02\x02\x46", "no TLS handshake: [^;]*ALERT[^;]*$"),  # it does speak TLS
+        ("http", b"\x15\x03\x01\x00\x02\x02\x46", "its answer is not HTTP; .*speaks TLS: try https://"),
+        ("http", b"", "speaks TLS: try https://"),
+    ],
+)
+def test_a_first_question_in_the_wrong_protocol_says_so(scheme: str, answer: bytes, hint: str) -> None:
+    port, thread = _answering(answer)
+    with pytest.raises(EngineUnavailable, match=hint):
+        ask(Target(f"{scheme}://127.0.0.1:{port}", model="mock"), "GET", "/v1/models", timeout_s=5)
+    thread.join(timeout=5)
 
 
 def test_unix_socket_has_user_stamps(serve_mock: Callable[..., Any], tmp_path: Path) -> None:
