@@ -42,7 +42,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class LazyGroup(click.Group):
+class HintingGroup(click.Group):
+    """Names the nearest command when there is none of that name."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            import difflib
+
+            path, names = ctx.command_path, self.list_commands(ctx)
+            near = difflib.get_close_matches(args[0], names, n=1)
+            hint = f"did you mean `{path} {near[0]}`?" if near else f"`{path} --help` lists the commands"
+            raise click.UsageError(f"no such command {args[0]!r}; {hint}", ctx=None) from None
+
+
+class LazyGroup(HintingGroup):
     """Imports a command's module only when that command is called; prints help by section."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -56,16 +71,6 @@ class LazyGroup(click.Group):
         command = module.command
         assert isinstance(command, click.Command)
         return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean `bench {near[0]}`?" if near else "`bench --help` lists the commands"
-            raise click.UsageError(f"no such command {args[0]!r}; {hint}", ctx=None) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section in dict.fromkeys(s for s, _ in COMMANDS.values()):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bench.cli import HintingGroup
 from bench.cli.console import console
 from bench.errors import EXIT_DONE
 
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 _JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 
 
-@click.group("catalog")
+class _Catalog(HintingGroup):
+    """Takes ``gpus`` for ``hardware``: every other command says --gpu."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, "hardware" if cmd_name in ("gpu", "gpus") else cmd_name)
+
+
+@click.group("catalog", cls=_Catalog)
 def command() -> None:
     """List what is known, or show one entry with the source of every fact.
 
@@ -107,7 +115,7 @@ def _model_facts(m: Any) -> dict[str, Any]:
 @click.argument("name", required=False)
 @_JSON
 def hardware(name: str | None, as_json: bool) -> int:
-    """Devices: all, or NAME with the source of every number."""
+    """Devices (also: gpus): all, or NAME with the source of every number."""
     from bench.catalog.hardware import list_hardware, load_hardware
 
     if name is not None:

@@ -6,7 +6,8 @@ import functools
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,25 +169,67 @@ def save_profile(profile: Profile, folder: Path) -> Path:
     return path
 
 
+def _check_names(prefix: str, data: Any, known: Collection[str], needed: Collection[str]) -> None:
+    """Raises ValueError where ``data`` is not a mapping with what is ``needed`` and, if anything is, only what is ``known``."""
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"{prefix.removesuffix('.') or 'it'} is {type(data).__name__}, expected a mapping of names to values"
+        )
+    missing = next((name for name in needed if name not in data), None)
+    if missing is not None:
+        raise ValueError(f"{prefix}{missing} is missing")
+    unknown = next((name for name in data if known and name not in known), None)
+    if unknown is not None:
+        raise ValueError(f"{prefix}{unknown} is not known here")
+
+
+def _made(kind: type, prefix: str, data: Any) -> Any:
+    """The dataclass ``kind`` from its JSON form. Raises ValueError with the name of what is missing or unknown."""
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    _check_names(prefix, data, [f.name for f in fields(kind)], needed)
+    return kind(**data)
+
+
+def _check_numbers(p: Profile) -> None:
+    """Raises ValueError that names the first entry that is missing or is not the number it should be."""
+    _check_names("parameters.", p.parameters, PARAMETERS, PARAMETERS)
+    numbers: dict[str, Any] = {f"parameters.{name}": value for name, value in p.parameters.items()}
+    numbers |= {"request_before_s": p.request_before_s, "request_after_s": p.request_after_s}
+    whole: dict[str, Any] = {"num_steps": p.num_steps, "schema_version": p.schema_version}
+    whole |= {name: getattr(p, name) for name in ("num_kv_blocks", "block_size") if getattr(p, name) is not None}
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs"):
+        whole[f"layout.{name}"] = getattr(p.layout, name)
+    for name, value in {**numbers, **whole}.items():
+        kind, text = (int, "a whole number") if name in whole else ((int, float), "a number")
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value!r}, expected {text} >= 0")
+    _check_names("errors.", p.errors, (), ("cells",))
+    _check_names("errors.cells.", p.errors["cells"], (), ())
+    for cell, error in p.errors["cells"].items():
+        if isinstance(error, bool) or not isinstance(error, (int, float)) or not math.isfinite(error):
+            raise ValueError(f"errors.cells.{cell} is {error!r}, expected a number")
+
+
 def load_profile(path: Path) -> Profile:
     """Read a profile. Raises BadInput where it is none, or of a newer version."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if int(data["schema_version"]) > SCHEMA_VERSION:
-            raise BadInput(
-                f"written by a newer version ({data['schema_version']})", where=str(path), next_step="update"
-            )
-        data["layout"] = Layout(**data["layout"])
+        _check_names("", data, (), ("schema_version", "layout", "runs"))
+        version = data["schema_version"]
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise BadInput(f"written by a newer version ({version})", where=str(path), next_step="update")
+        data["layout"] = _made(Layout, "layout.", data["layout"])
+        if not isinstance(data["runs"], list):
+            raise ValueError(f"runs is {data['runs']!r}, expected a list")
         data["runs"] = tuple(data["runs"])
-        profile = Profile(**data)
-        if set(profile.parameters) != set(PARAMETERS) or not all(v >= 0 for v in profile.parameters.values()):
-            raise ValueError("parameters are missing or negative")
+        profile: Profile = _made(Profile, "", data)
+        _check_numbers(profile)
         return profile
     except OSError as e:
         raise BadInput(
             f"cannot read: {e.strerror}", where=str(path), next_step="write one with `bench calibrate`"
         ) from e
-    except (KeyError, TypeError, ValueError) as e:
+    except ValueError as e:
         raise BadInput(
             f"not a calibration profile: {e}", where=str(path), next_step="write one with `bench calibrate`"
         ) from e

@@ -73,3 +73,12 @@ def test_catalog_shows_one_with_its_sources(what: str, name: str, text: str) -> 
 def test_catalog_unknown_names() -> None:
     for what in ("models", "hardware", "prices", "slo"):
         assert isinstance(run("catalog", what, "nosuchthing").exception, BadInput)
+
+
+def test_catalog_without_such_a_list() -> None:
+    """Every other command says --gpu, so gpus is hardware; a word that is none has the nearest one named."""
+    assert run("catalog", "gpus", "H100", "--json").output == run("catalog", "hardware", "H100", "--json").output
+    unknown = run("catalog", "gpus", "H100-SMX").exception
+    assert isinstance(unknown, UnknownName) and "did you mean H100-SXM" in str(unknown)
+    for word, hint in (("hardwre", "did you mean `cli catalog hardware`?"), ("zzz", "`cli catalog --help` lists")):
+        assert hint in str(run("catalog", word).exception)

@@ -18,7 +18,7 @@ from bench.errors import BadInput
 from bench.records import EngineInfo, EngineStep, RequestRecord
 from bench.sim import step_time_kernel as kernel
 from bench.sim.calibrate import base_array, calibrate, design, engine_of, fit, request_overheads, solve, steps_of_runs
-from bench.sim.profile import PARAMETERS, Layout, load_profile, save_profile
+from bench.sim.profile import PARAMETERS, Layout, Profile, load_profile, save_profile
 from bench.sim.step_time import build_step_time
 from bench.store import RunReader, RunWriter
 
@@ -276,6 +276,36 @@ def test_a_broken_profile_is_one_clear_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(text)
     with pytest.raises(BadInput, match=r"p\.json"):
+        load_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parameters": {**TRUTH, "fixed_s": "fast"}}, r"parameters\.fixed_s is 'fast', expected a number >= 0"),
+        ({"parameters": {**TRUTH, "fixed_s": -1.0}}, r"parameters\.fixed_s is -1\.0, expected a number >= 0"),
+        ({"parameters": {**TRUTH, "fixed_s": True}}, r"parameters\.fixed_s is True, expected a number"),
+        ({"parameters": {"fixed_s": 1.0}}, r"parameters\.linear_scale is missing"),
+        ({"parameters": "many"}, "parameters is str, expected a mapping"),
+        ({"request_before_s": "1 ms"}, "request_before_s is '1 ms', expected a number >= 0"),
+        ({"num_kv_blocks": 10.5}, r"num_kv_blocks is 10\.5, expected a whole number >= 0"),
+        ({"errors": {"cells": {"a": None}}}, r"errors\.cells\.a is None, expected a number"),
+        ({"errors": {}}, r"errors\.cells is missing"),
+        ({"layout": {"model": "tiny-llama"}}, r"layout\.hardware is missing"),
+        (
+            {"layout": {**dataclasses.asdict(CPU), "max_num_seqs": "256"}},
+            r"layout\.max_num_seqs is '256', expected a whole",
+        ),
+        ({"schema_version": "one"}, "schema_version is 'one', expected a whole number"),
+        ({"speed": 1}, "speed is not known here"),
+    ],
+)
+def test_an_entry_of_the_wrong_kind_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    whole = Profile("p", CPU, TRUTH, {"cells": {"a": 0.1}}, 100, ("run",), "2026-01-01T00:00:00+00:00")
+    path = save_profile(whole, tmp_path)
+    assert load_profile(path) == whole
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BadInput, match=rf"p\.json: not a calibration profile: {words}.*bench calibrate"):
         load_profile(path)
 
 
