@@ -131,9 +131,8 @@ class RequestRecord:
     phase: Phase
     isl: int | None  # from the engine or the server's usage (see token_source)
     osl: int | None  # tokens really produced
-    due_s: (
-        float | None
-    )  # None in a closed loop: due when a slot was free, so due = sent (there where it could not be sent)
+    # None in a closed loop, due when a slot was free: due = sent. There as well where no connection let it be sent.
+    due_s: float | None
     sent_s: float | None
     first_token_s: float | None
     last_token_s: float | None

@@ -24,6 +24,7 @@ from bench.sim.compiled import simulate
 from bench.sim.inputs import Fleet, Replica, RoutingPolicy, SimResult, prepare
 from bench.sim.profile import Profile
 from bench.sim.scheduler import SchedulerConfig
+from bench.sim.setup import http_overhead_s
 from bench.sim.step_time import StepTime, build_step_time
 from bench.workload.lengths import Length
 from bench.workload.synthetic import stream
@@ -72,9 +73,16 @@ class ReplicaModel:
     kv_capacity_tokens: int
 
     def fleet(self, num_replicas: int, routing: RoutingPolicy = "least_loaded") -> Fleet:
-        before, after = self.step_time.request_overhead_s()
-        one = Replica(self.config, self.step_time.coefficients())
-        return Fleet((one,) * num_replicas, routing, request_before_s=before, request_after_s=after)
+        """``num_replicas`` behind a router, each an HTTP server of its own (``Fleet`` takes their front ends as one, so many
+        times as fast)."""
+        before, after, front_end_s = http_overhead_s(self.step_time)
+        return Fleet(
+            (Replica(self.config, self.step_time.coefficients()),) * num_replicas,
+            routing,
+            request_before_s=before,
+            request_after_s=after,
+            front_end_s=front_end_s / num_replicas,
+        )
 
 
 def replica_model(spec: ReplicaSpec, longest_tokens: int) -> ReplicaModel | str:

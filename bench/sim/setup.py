@@ -92,12 +92,12 @@ class EngineSetup:
         """The engines of ``shape`` behind their router (data-parallel ranks of one engine are replicas too)."""
         coefficients = self.step_time.coefficients()
         by_role = {role: Replica(self.config, coefficients, role) for role in set(self.shape.roles)}
-        before, after = self.step_time.request_overhead_s()
-        front_end_s = self.step_time.front_end_s
-        if self.step_time.trust == "user-runs":
-            before += front_end_s if self.over_http else 0.0  # the runs that calibrate have no HTTP server
-        elif not self.over_http:
-            before = after = 0.0  # the shipped overheads are those of an HTTP server
+        before, after, front_end_s = http_overhead_s(self.step_time)
+        if not self.over_http:
+            # the shipped overheads are those of an HTTP server, a calibration's those of engines without one
+            calibrated = self.step_time.trust == "user-runs"
+            before, after = self.step_time.request_overhead_s() if calibrated else (0.0, 0.0)
+            front_end_s = 0.0
         return Fleet(
             tuple(by_role[role] for role in self.shape.roles for _ in range(self.num_replicas)),
             self.shape.routing,
@@ -106,7 +106,7 @@ class EngineSetup:
             transfer_s_per_token=self._transfer_s_per_token,
             request_before_s=before,
             request_after_s=after,
-            front_end_s=front_end_s / self._num_front_ends if self.over_http else 0.0,
+            front_end_s=front_end_s / self._num_front_ends,
         )
 
     @property
@@ -140,6 +140,15 @@ class EngineSetup:
                 for i in [self.step_time.interval(metric)]
             },
         }
+
+
+def http_overhead_s(step_time: StepTime) -> tuple[float, float, float]:
+    """Of a request to one engine behind ``vllm serve``: seconds before the engine's queue, seconds from its output to the client,
+    and of the former those that the server's front end spends on one request at a time (the others wait)."""
+    before, after = step_time.request_overhead_s()
+    if step_time.trust == "user-runs":
+        before += step_time.front_end_s  # the runs that calibrate have no HTTP server
+    return before, after, step_time.front_end_s
 
 
 #: A host has no memory of its own in the catalogue; vLLM takes what VLLM_CPU_KVCACHE_SPACE says. A profile's blocks count.

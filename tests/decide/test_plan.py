@@ -11,6 +11,7 @@ from bench.config.demand import Demand
 from bench.decide.capacity import ReplicaSpec, Traffic, capacity, replica_model, run_fleet
 from bench.decide.plan import make_plan
 from bench.errors import BadInput
+from bench.sim.setup import engine_setup
 from bench.workload.lengths import FixedLength
 
 SLO = "ttft p99 <= 1 s and tpot p95 <= 50 ms"
@@ -94,3 +95,19 @@ def test_a_plan_without_head_room_is_met_at_its_demand_and_missed_at_one_and_a_h
     assert fleet.cost.num_serving >= 4
     assert fleet.at_peak is not None and fleet.at_peak.met
     assert fleet.beyond is not None and not fleet.beyond.met
+
+
+def test_a_replica_takes_requests_in_one_at_a_time() -> None:
+    """The HTTP front end is that of a predicted engine, one a replica: tiny requests are bound by it, not by the GPU."""
+    spec = ReplicaSpec(load_hardware("H100-SXM"), load_model("tiny-llama"))
+    model = replica_model(spec, 64)
+    assert not isinstance(model, str)
+    one, three = model.fleet(1), model.fleet(3)
+    served = engine_setup(spec.model, spec.hardware, {"max_model_len": 512}, over_http=True).fleet()
+    assert one.front_end_s == served.front_end_s > 0 and one.request_before_s == served.request_before_s
+    assert three.front_end_s == pytest.approx(one.front_end_s / 3)
+    slo, traffic = load_slo("ttft p99 <= 1 s"), Traffic(FixedLength(32), FixedLength(1))
+    limit = 1 / one.front_end_s
+    # a burst of Poisson arrivals waits a little before the limit; beyond it the queue grows with the run
+    below, above = (run_fleet(model, 1, traffic, r * limit, slo).values for r in (0.8, 2.0))
+    assert max(below.values()) < 0.1 < 0.5 * 1500 / (2 * limit) < max(above.values())
