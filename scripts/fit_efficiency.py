@@ -1,6 +1,6 @@
 """Fit the efficiency curves of ``configs/efficiency`` to a folder of measured kernel times.
 
-    python scripts/fit_efficiency.py TABLES_DIR [--out configs/efficiency]
+    python -m scripts.fit_efficiency TABLES_DIR [--out configs/efficiency]
 
 TABLES_DIR holds one folder per device (``h100_sxm``, ``h200_sxm``, ``a100_sxm``) with the Parquet op tables of NVIDIA
 AIConfigurator 0.12.0 (Apache-2.0): GEMM, context and generation attention, MoE, MLA, all-reduce. Only the fitted curves
@@ -12,18 +12,16 @@ into the file.
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
-from scipy.sparse.linalg import spsolve
 
 from bench.sim.efficiency import Curve
 from bench.sim.op_times import FP8_TILE_ROWS
+from scripts.curve_fit import fit_curve
 
 SOURCE = "NVIDIA AIConfigurator 0.12.0 op tables (Apache-2.0)"
 NVLINK_BYTES_PER_S = {"h100_sxm": 450e9, "h200_sxm": 450e9, "a100_sxm": 300e9}
@@ -47,82 +45,13 @@ SHEETS = {
 MOE_BYTES_PER_WEIGHT = {"bfloat16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "w4a16_mxfp4": 0.53125, "int4_wo": 0.5625}
 MOE_NAMES = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "w4a16_mxfp4": "mxfp4", "int4_wo": "int4"}
 
+#: Experts in FP8 with a scale per tensor come from vLLM 0.19's Triton kernel on H200, for every device that multiplies FP8: 0.24's table
+#: times FlashInfer's CUTLASS kernel as it is before it was tuned for its shapes, which takes two to four times as long as BF16.
+FP8_EXPERTS_DEVICE, FP8_EXPERTS_VERSION = "h200_sxm", "0.19.0"
 
-def hat_matrix(coordinates: list[np.ndarray], knots: list[np.ndarray]) -> sparse.csr_matrix:
-    """Rows of multilinear interpolation weights: (points, product of knot counts)."""
-    n = len(coordinates[0])
-    lower, weight = [], []
-    for x, k in zip(coordinates, knots, strict=True):
-        x = np.clip(x, k[0], k[-1])
-        i = np.clip(np.searchsorted(k, x, side="right") - 1, 0, len(k) - 2)
-        lower.append(i)
-        weight.append((x - k[i]) / (k[i + 1] - k[i]))
-    rows, columns, values = [], [], []
-    for corner in range(2 ** len(knots)):
-        index, w = np.zeros(n, dtype=int), np.ones(n)
-        for d, k in enumerate(knots):
-            bit = (corner >> d) & 1
-            index = index * len(k) + lower[d] + bit
-            w = w * (weight[d] if bit else 1 - weight[d])
-        rows.append(np.arange(n))
-        columns.append(index)
-        values.append(w)
-    size = int(np.prod([len(k) for k in knots]))
-    return sparse.csr_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), (n, size))
-
-
-def smoothness(knots: list[np.ndarray]) -> sparse.csr_matrix:
-    """First differences along every axis: fills grid points without data from their neighbours."""
-    blocks = []
-    for axis in range(len(knots)):
-        parts = []
-        for d, k in enumerate(knots):
-            n = len(k)
-            parts.append(sparse.eye(n - 1, n, k=1) - sparse.eye(n - 1, n) if d == axis else sparse.eye(n))
-        block = parts[0]
-        for p in parts[1:]:
-            block = sparse.kron(block, p)
-        blocks.append(block)
-    return sparse.vstack(blocks).tocsr()
-
-
-def robust_fit(matrix: sparse.csr_matrix, target: np.ndarray, knots: list[np.ndarray]) -> np.ndarray:
-    """Least absolute deviations by reweighting, with a slight pull to smoothness."""
-    weight = np.ones(len(target))
-    smooth = smoothness(knots)
-    penalty = 0.02 * (smooth.T @ smooth) + 1e-6 * sparse.eye(matrix.shape[1])
-    values = np.zeros(matrix.shape[1])
-    for _ in range(6):
-        weighted = sparse.diags(weight)
-        values = spsolve((matrix.T @ weighted @ matrix + penalty).tocsc(), matrix.T @ (weight * target))
-        weight = 1.0 / np.maximum(np.abs(target - matrix @ values), 0.03)
-        weight /= weight.mean()
-    return np.asarray(values)
-
-
-def fit_curve(
-    axes: list[str],
-    shape: list[np.ndarray],
-    knots: Sequence[Sequence[float]],
-    sol_s: np.ndarray,
-    time_s: np.ndarray,
-    groups: np.ndarray,
-    floor_s: float,
-) -> Curve:
-    """Fit utilisation over log2 of the shape numbers; a fifth of the groups is held out to measure the error."""
-    grid = [np.asarray(k, dtype=float) for k in knots]
-    matrix = hat_matrix([np.log2(s) for s in shape], grid)
-    target = np.log(time_s / (sol_s + floor_s))
-    names = np.unique(groups)
-    held = np.isin(groups, np.random.default_rng(0).choice(names, max(1, len(names) // 5), replace=False))
-    trial = robust_fit(matrix[~held], target[~held], grid)
-    error = np.abs(np.expm1(matrix[held] @ trial - target[held]))
-    values = robust_fit(matrix, target, grid)
-    print(
-        f"   {len(target):6d} rows, {matrix.shape[1]:4d} coefficients, held out: median {np.median(error):.3f}, p90 {np.quantile(error, 0.9):.3f}"
-    )
-    log_utilisation = -values.reshape(tuple(len(k) for k in grid))
-    return Curve(tuple(axes), tuple(grid), log_utilisation, floor_s, float(np.median(error)))
+#: log2 of the widths of an expert on one GPU. vLLM's tuned tiles exist for some widths and not for their neighbours, so that times jump
+#: between them: knots where models lie, at 2^k, 3 x 2^k (1,536 split) and 7 x 2^k (14,336 split). Held-out errors are no larger.
+EXPERT_WIDTH_KNOTS = (6, 7.58, 8.58, 8.81, 9, 9.58, 9.81, 10, 10.58, 10.81, 11, 11.81, 12, 12.81, 13, 13.81, 14)
 
 
 def without_launch_bound(block: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
@@ -214,41 +143,55 @@ def attention_curves(context: pd.DataFrame, generation: pd.DataFrame, sheet: She
     return curves
 
 
-def moe_curves(table: pd.DataFrame, sheet: Sheet) -> dict[str, Curve]:
-    """Tokens per expert, expert width per GPU, number of experts; tokens fall on experts by a mild power law."""
+def moe_curves(table: pd.DataFrame, sheet: Sheet, dtypes: Collection[str]) -> dict[str, Curve]:
+    """Experts split by tensor parallelism (``moe.<dtype>``) and whole experts of expert parallelism (``moe.<dtype>.ep``).
+
+    Tokens per expert, expert width per GPU, number of experts; tokens fall on experts by a mild power law. The two are fitted
+    apart: under expert parallelism a GPU's share of the rows is uneven, which its times hold. Together, rows of 4 and 8 experts
+    out of 128 bent the curve of eight-expert models (Mixtral, TP 8) to four times the measured time.
+    """
     curves = {}
-    # Experts without a gate have two matrices, not three: other arithmetic, left out.
-    no_gate = table.inter_size.isin([1856, 2688]) | ((table.hidden_size == 2048) & (table.inter_size == 5120))
+    # Experts without a gate have two matrices, not three: other arithmetic.
+    left_out = table.inter_size.isin([1856, 2688]) | ((table.hidden_size == 2048) & (table.inter_size == 5120))
     if (table.distribution == "power_law_1.01").any():
-        table = table[table.distribution == "power_law_1.01"]
+        left_out |= table.distribution != "power_law_1.01"
+    table = table[~(left_out | table.kernel_source.str.contains("situ"))]
     for dtype, name in MOE_NAMES.items():
-        # MXFP4 kernels refuse expert parallelism in most vLLM releases; their rows of it follow another path
-        used = (table.moe_ep_size == 1) if dtype == "w4a16_mxfp4" else (table.moe_ep_size > 0)
-        rows = table[(table.moe_dtype == dtype) & used & ~no_gate]
-        rows = rows[~rows.kernel_source.str.contains("situ")]
-        keys = ["num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"]
-        rows = rows.groupby(keys).latency.min().reset_index()
-        rows = rows[(rows.inter_size / rows.moe_tp_size >= 64) & (rows.num_experts / rows.moe_ep_size >= 4)]
-        if not len(rows):
+        rows = table[table.moe_dtype == dtype]
+        if dtype not in dtypes or not len(rows):
             continue
-        t, h, i, k, e, tp, ep = (rows[c].to_numpy(float) for c in keys)
-        k, e = k / ep, e / ep  # expert parallelism: each GPU holds a share of the experts and sees that share of rows
-        touched = e * (1 - (1 - k / e) ** t)
-        width = MOE_BYTES_PER_WEIGHT[dtype]
-        moved = touched * 3 * h * i / tp * width + t * (2 * h + 4 * k * i / tp) * 2
-        peak = sheet.fp8 if name.startswith("fp8") else sheet.bf16
-        sol = np.maximum(moved / sheet.bandwidth, 6 * t * k * h * i / tp / peak)
-        knots: list[list[float]] = [
-            [-9, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12],
-            [6, 8, 9, 10, 11, 12, 14],
-            [2, 3, 5, 7, 8, 9],
-        ]
-        print("  moe", name)
-        groups = (h * 1e7 + i * 1000 + e).astype(np.int64)
-        curves[f"moe.{name}"] = fit_curve(
-            ["tokens_per_expert", "expert_width", "num_experts"], [t * k / e, i / tp, e], knots, sol,
-            rows.latency.to_numpy() * 1e-3, groups, 30e-6)  # fmt: skip
+        parts = {"": rows[rows.moe_ep_size == 1], ".ep": rows[rows.moe_ep_size > 1]}
+        if dtype == "w4a16_mxfp4":
+            del parts[".ep"]  # MXFP4 kernels refuse it in most vLLM releases; the rows follow another path
+        elif rows.num_experts.nunique() == 1:
+            parts = {"": rows}  # one model: only its shares tell what fewer experts do
+        for suffix, chosen in parts.items():
+            print("  moe", name + suffix)
+            curves[f"moe.{name}{suffix}"] = experts_curve(chosen, sheet, dtype)
     return curves
+
+
+def experts_curve(rows: pd.DataFrame, sheet: Sheet, dtype: str) -> Curve:
+    """One curve of experts from table rows of one dtype."""
+    keys = ["num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"]
+    rows = rows.groupby(keys).latency.min().reset_index()
+    rows = rows[(rows.inter_size / rows.moe_tp_size >= 64) & (rows.num_experts / rows.moe_ep_size >= 4)]
+    t, h, i, k, e, tp, ep = (rows[c].to_numpy(float) for c in keys)
+    k, e = k / ep, e / ep  # expert parallelism: each GPU holds a share of the experts and sees that share of rows
+    touched = e * (1 - (1 - k / e) ** t)
+    moved = touched * 3 * h * i / tp * MOE_BYTES_PER_WEIGHT[dtype] + t * (2 * h + 4 * k * i / tp) * 2
+    peak = sheet.fp8 if dtype.startswith("fp8") else sheet.bf16
+    sol = np.maximum(moved / sheet.bandwidth, 6 * t * k * h * i / tp / peak)
+    experts = [2, 3, 4, 5, 7, 8, 9]
+    knots: list[list[float]] = [
+        [-9, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12],
+        list(EXPERT_WIDTH_KNOTS),
+        [n for n in experts if n >= np.floor(np.log2(e.min()))],
+    ]
+    groups = (h * 1e7 + i * 1000 + e).astype(np.int64)
+    return fit_curve(
+        ["tokens_per_expert", "expert_width", "num_experts"], [t * k / e, i / tp, e], knots, sol,
+        rows.latency.to_numpy() * 1e-3, groups, 30e-6)  # fmt: skip
 
 
 def mla_projections_s(gemm: Curve, sheet: Sheet, heads: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -307,21 +250,19 @@ def mla_curves(context: pd.DataFrame, generation: pd.DataFrame, sheet: Sheet, ge
 
 
 def all_reduce_curves(custom: pd.DataFrame, nccl: pd.DataFrame, link_bytes_per_s: float) -> dict[str, Curve]:
-    """Number of GPUs and message size: the faster of vLLM's custom kernel (in a CUDA graph) and NCCL, and each of them.
+    """Number of GPUs and bytes: vLLM's custom kernel (in a CUDA graph), and NCCL.
 
-    The tables count a message in elements of two bytes (AIConfigurator's ``collector/network/collect_nccl.py`` writes ``size //
-    bytes_per_element``). ``all_reduce``, with which vLLM's overheads were fitted, takes that number for bytes; the other two double it.
+    The tables count a message in *elements of two bytes* (AIConfigurator's ``collector/network/collect_nccl.py`` writes ``size //
+    bytes_per_element``).
     """
     custom = custom[custom.backend == "vllm_graph"]
     nccl = nccl[(nccl.op_name == "all_reduce") & (nccl.nccl_dtype == "half")]
     curves = {}
-    for key, rows, width in (
-        ("all_reduce", pd.concat([custom, nccl]), 1), ("all_reduce.custom", custom, 2), ("all_reduce.nccl", nccl, 2),
-    ):  # fmt: skip
+    for key, rows in (("all_reduce.custom", custom), ("all_reduce.nccl", nccl)):
         print(f"  {key}")
         fastest = rows.groupby(["num_gpus", "message_size"]).latency.min().reset_index()
-        gpus, size = fastest.num_gpus.to_numpy(float), width * fastest.message_size.to_numpy(float)
-        knots = [k + math.log2(width) for k in (7, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 26, 28)]
+        gpus, size = fastest.num_gpus.to_numpy(float), 2 * fastest.message_size.to_numpy(float)
+        knots = [8, 13, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 27, 29]
         curves[key] = fit_curve(
             ["num_gpus", "bytes"], [gpus, size], [[1, 2, 3], knots], 2 * (gpus - 1) / gpus * size / link_bytes_per_s,
             fastest.latency.to_numpy() * 1e-3, np.log2(size).astype(int), 4e-6,
@@ -333,7 +274,7 @@ def fit_device(folder: Path) -> tuple[str, dict[str, Curve]]:
     """All curves of one device, and the software versions that the tables name."""
     sheet = SHEETS[folder.name]
 
-    def table(pattern: str) -> pd.DataFrame | None:
+    def table(pattern: str, folder: Path = folder) -> pd.DataFrame | None:
         files = sorted(folder.glob(f"{pattern}*.parquet"))
         return pd.read_parquet(files[-1]) if files else None
 
@@ -353,7 +294,10 @@ def fit_device(folder: Path) -> tuple[str, dict[str, Curve]]:
     needed = {p: t for p, t in tables.items() if t is not None}
     curves = gemm_curves(needed["gemm_perf"], sheet)
     curves |= attention_curves(needed["context_attention"], needed["generation_attention"], sheet)
-    curves |= moe_curves(needed["moe_perf"], sheet)
+    curves |= moe_curves(needed["moe_perf"], sheet, MOE_NAMES.keys() - {"fp8"})
+    by_tensor = table(f"moe_perf-vllm-{FP8_EXPERTS_VERSION}", folder.parent / FP8_EXPERTS_DEVICE)
+    if by_tensor is not None and sheet.fp8 > sheet.bf16:
+        curves |= moe_curves(by_tensor, SHEETS[FP8_EXPERTS_DEVICE], ("fp8",))
     if "mla_context" in needed:
         curves |= mla_curves(needed["mla_context"], needed["mla_generation"], sheet, curves["gemm.bf16"])
     curves |= all_reduce_curves(needed["custom_allreduce"], needed["nccl"], NVLINK_BYTES_PER_S[folder.name])

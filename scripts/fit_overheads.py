@@ -40,11 +40,11 @@ BOUNDS = {
     "small_kernel_s": (0.5e-6, 3e-6),
     "gap_per_running_s": (0.0, 3e-5),
     "gap_per_rank_s": (0.0, 3e-4),
+    "all_reduce_wait_s": (0.0, 2e-5),
     "compute_slowdown": (1.0, 1.3),
     "memory_slowdown": (0.92, 1.1),
     "piecewise_per_layer_s": (0.0, 3e-4),
     "eager_per_layer_s": (3e-5, 6e-4),
-    "nvls_bytes_per_s": (1.2e11, 4e11),
     "mxfp4_extra_ratio": (0.0, 3.0),
     "request_before_s": (0.0, 2e-2),
 }

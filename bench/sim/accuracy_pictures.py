@@ -53,7 +53,7 @@ def anchors_picture(rows: Sequence[tuple[Point, float]], anchors: Sequence[Ancho
     left.fill_between(line, line / 1.2, line * 1.2, color="0.88", zorder=0, label="within 20 %")
     left.plot(line, line, color="0.4", lw=0.8)
     left.set(xscale="log", yscale="log", xlabel="published, output tokens/s", ylabel="predicted (simulated)")
-    left.set_title("TensorRT-LLM at full load, dense models", fontsize=10)
+    left.set_title("TensorRT-LLM at full load, dense models and Mixtral", fontsize=10)
     left.legend(fontsize=7.5, loc="upper left")
     shown = [a for a in anchors if a.unit == "x"][::-1]
     for row, a in enumerate(shown):
@@ -61,9 +61,9 @@ def anchors_picture(rows: Sequence[tuple[Point, float]], anchors: Sequence[Ancho
         right.scatter(a.published, row, s=34, color="black", zorder=2, label=None if row else "published")
         colour = "#bbbbbb" if a.limit is None else "#4477aa" if a.met else "#cc6677"
         right.scatter(a.predicted, row, s=34, color=colour, marker="D", zorder=3)
-    right.scatter([], [], color="#4477aa", marker="D", label="predicted, pairs within 10 % (median)")
+    right.scatter([], [], color="#4477aa", marker="D", label="predicted, within 10 %")
     right.scatter([], [], color="#cc6677", marker="D", label="predicted, missed")
-    right.scatter([], [], color="#bbbbbb", marker="D", label="predicted, a row of the pair was fitted on")
+    right.scatter([], [], color="#bbbbbb", marker="D", label="predicted, no target (fitted on, later, two things differ)")
     right.set_yticks(range(len(shown)), [a.name for a in shown], fontsize=7)
     right.set(xlabel="ratio", xlim=(1, None))
     right.legend(fontsize=7.5, loc="center right")

@@ -7,6 +7,7 @@ than the largest resource. Functions take token counts as float arrays and retur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,14 @@ FP8_TILE_ROWS = 256
 #: Ring all-reduce through the PCIe root: share of the link that it reaches, and the start-up per GPU. The share was chosen on
 #: TensorRT-LLM's full-load rows of 70B on 4 and 8 A100 PCIe cards; rows of L40S, not used, agree (-6 to -9 %).
 _PCIE_LINK_RATIO, _PCIE_START_S = 0.5, 8e-6
+_MIB = 2.0**20
+#: vLLM from 0.11 on: compute capability -> GPUs -> all-reduces of fewer bytes take its own kernel, and between that and the second
+#: limit multicast (``distributed/device_communicators/{custom_all_reduce,all_reduce_utils,symm_mem}.py``); NCCL does the rest. Two-shot
+#: through symmetric memory, which 2 GPUs (on Blackwell also 4) take there instead, is as fast as NCCL where vLLM changes over.
+_OWN_MIB, _OWN_MIB_BY_CAPABILITY = 8.0, {
+    "9.0": {6: 0.5, 8: 0.25}, "10.0": {2: 2.0, 4: 2.0, 6: 1.0, 8: 1.0}, "10.3": {2: 4.0, 4: 4.0, 8: 4.0},
+}  # fmt: skip
+_MULTICAST_MIB = {"9.0": {4: 32.0, 6: 64.0, 8: 64.0}, "10.0": {6: 128.0, 8: 128.0}, "10.3": {6: 32.0, 8: 64.0}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +54,12 @@ class Overheads:
         compute_slowdown, memory_slowdown: under load against the locked clocks of the kernel tables.
             ..._before_hopper: on devices below compute capability 9.0, whose clocks hold under load; ..._after_hopper: on
             those from 10.0 on, which borrow Hopper's utilisations and reach less of their higher ceilings.
-        weight_only_slowdown: expanding int4 weights, against a 16-bit product of the same traffic.
+        weight_only_slowdown: expanding narrow weights, against a 16-bit product of the same traffic.
         host_fixed_s, host_per_running_s: the engine-core process per step, and per running request, where scheduling
             runs ahead of the device (vLLM 0.14 and later); host_per_running_sync_s: before, when the step waits for
             scheduling, input preparation and output processing one after the other.
         gap_s, gap_per_running_s, gap_per_rank_s: device idle per step that nothing hides (per doubling of ranks).
+        all_reduce_wait_s: what an all-reduce takes beside its kernel, per doubling of ranks: they do not arrive together.
         piecewise_per_layer_s, eager_per_layer_s: host time of steps outside a full CUDA graph.
         request_before_s, request_after_s: client to queue (HTTP, tokeniser), and engine output to client.
         skew_ratio: how far decode attention of uneven lengths lies between the mean's and the longest's time.
@@ -84,6 +94,7 @@ class Overheads:
     gap_s: float = 0.0
     gap_per_running_s: float = 7e-7
     gap_per_rank_s: float = 2e-5
+    all_reduce_wait_s: float = 0.0
     piecewise_per_layer_s: float = 1.5e-4
     eager_per_layer_s: float = 2.6e-4
     request_before_s: float = 1.1e-2
@@ -100,14 +111,24 @@ class Device:
     """Ceilings of the device, the curves that say how near kernels come to them, and the overheads.
 
     Attributes:
-        own_all_reduce_bytes: number of GPUs -> largest message that the engine reduces with a kernel of its own; NCCL takes larger
-            ones. None: vLLM, which has three ways and takes the fastest.
+        own_all_reduce_bytes: number of GPUs -> smaller messages the engine reduces with a kernel of its own; NCCL takes larger ones.
+            None: vLLM's limits, and multicast between its own kernel and NCCL.
     """
 
     hardware: Hardware
     curves: EfficiencyCurves
     overheads: Overheads
     own_all_reduce_bytes: Mapping[int, float] | None = None
+
+    def all_reduce_limits(self, ranks: int) -> tuple[float, float]:
+        """Bytes below which an all-reduce takes the engine's own kernel, and below which multicast instead of NCCL."""
+        if self.own_all_reduce_bytes is not None:
+            return self.own_all_reduce_bytes.get(ranks, 0.0), 0.0
+        capability = self.hardware.compute_capability or ""
+        own = _OWN_MIB_BY_CAPABILITY.get(capability, {}).get(ranks, _OWN_MIB)
+        # NVLink SHARP: the switch adds up, so that every GPU sends and receives each byte once.
+        switch = self.hardware.link == "nvswitch"
+        return own * _MIB, (_MULTICAST_MIB.get(capability, {}).get(ranks, 0.0) if switch else 0.0) * _MIB
 
     @property
     def bandwidth(self) -> float:
@@ -209,28 +230,27 @@ def prefill_attention_s(
 
 
 def all_reduce_s(device: Device, num_bytes: np.ndarray, ranks: int) -> np.ndarray:
-    """An all-reduce of ``num_bytes`` over ``ranks`` GPUs of one node."""
+    """An all-reduce of ``num_bytes`` over ``ranks`` GPUs of one node, waiting for the last of them included."""
     if ranks <= 1:
         return np.zeros_like(num_bytes)
+    return device.overheads.all_reduce_wait_s * math.log2(ranks) + _all_reduce_kernel_s(device, num_bytes, ranks)
+
+
+def _all_reduce_kernel_s(device: Device, num_bytes: np.ndarray, ranks: int) -> np.ndarray:
     hw, o = device.hardware, device.overheads
     # a bridge joins two cards; a ring of more goes through PCIe
     through_pcie = hw.link in ("pcie", "none") or (hw.link == "nvlink-bridge" and ranks > 2)
     link = 0.0 if through_pcie else hw.link_bandwidth_bytes_per_s
     link = link or hw.pcie_bandwidth_bytes_per_s or _ASSUMED_BYTES_PER_S
     speed_of_light = 2 * (ranks - 1) / ranks * num_bytes / link
-    curve = device.curves.find("all_reduce")
-    if curve is None or through_pcie:
-        return _PCIE_START_S * ranks + speed_of_light / _PCIE_LINK_RATIO
     own, nccl = (device.curves.find(f"all_reduce.{kernel}") for kernel in ("custom", "nccl"))
-    if device.own_all_reduce_bytes is not None and own is not None and nccl is not None:
-        shape = (speed_of_light, float(ranks), num_bytes)
-        limit = device.own_all_reduce_bytes.get(ranks, 0.0)
-        return np.where(num_bytes <= limit, own.time_s(*shape), nccl.time_s(*shape))
-    time = curve.time_s(speed_of_light, float(ranks), num_bytes)
-    if hw.link == "nvswitch" and float(hw.compute_capability or 0) >= 9.0:
-        # NVLink SHARP: the switch adds up, so that every GPU sends and receives each byte once.
-        time = np.minimum(time, o.nvls_start_s + num_bytes / (o.nvls_bytes_per_s * link / 450e9))
-    return time
+    if own is None or nccl is None or through_pcie:
+        return _PCIE_START_S * ranks + speed_of_light / _PCIE_LINK_RATIO
+    below, multicast_below = device.all_reduce_limits(ranks)
+    shape = (speed_of_light, float(ranks), num_bytes)
+    multicast_s = o.nvls_start_s + num_bytes / (o.nvls_bytes_per_s * link / 450e9)
+    larger = np.where(num_bytes < multicast_below, multicast_s, nccl.time_s(*shape))
+    return np.where(num_bytes < below, own.time_s(*shape), larger)
 
 
 def experts_s(
@@ -247,10 +267,14 @@ def experts_s(
     moved = touched * 3 * h * width * WEIGHT_BYTES[dtype] + (2 * tokens * h + 4 * rows * width) * 2
     names = {"fp8_block": ("moe.fp8_block", "moe.fp8"), "nvfp4": ("moe.fp8",), "int8": ("moe.fp8",)}
     wanted = names.get(dtype, (f"moe.{dtype}",)) if native or dtype in WEIGHT_ONLY else ()
-    curve = device.curves.find(*wanted, "moe.bf16")
+    if expert_parallel:  # whole experts, and an uneven share of the rows
+        wanted = tuple(name + suffix for name in wanted for suffix in (".ep", ""))
+    curve = device.curves.find(*wanted, *(("moe.bf16.ep",) if expert_parallel else ()), "moe.bf16")
     peak = device.peak(dtype if native else "bf16")
     time = device.timed(curve, moved, 6 * rows * h * width, peak, tokens * share, width, experts)
     time = time * device.overheads.experts_slowdown
+    if curve is not None and not native and dtype not in WEIGHT_ONLY:  # FP8 on an A100: no table of such experts is known
+        time = time * device.overheads.weight_only_slowdown
     if dtype == "mxfp4" and device.hardware.peak_flops.get("fp8") and "fp4" not in device.hardware.peak_flops:
         o = device.overheads
         time = time * (1.0 + o.mxfp4_extra_ratio * tokens / (tokens + o.mxfp4_extra_tokens))

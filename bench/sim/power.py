@@ -95,6 +95,15 @@ def energy_per_token_interval(hardware_name: str, rate: Interval) -> Interval:
     return Interval(math.exp(-low), math.exp(high), 0.90, f"power: {power.basis}; output rate: {rate.basis}")
 
 
+def _wider(power: Interval, low: float, high: float, basis: str) -> Interval:
+    """``power`` with an independent cause that gives ``low`` to ``high`` times: log half-widths add in squares."""
+    down, up = (
+        math.hypot(math.log(power.low_ratio), math.log(low)),
+        math.hypot(math.log(power.high_ratio), math.log(high)),
+    )
+    return Interval(math.exp(-down), math.exp(up), power.confidence, f"power: {power.basis}; step time: {basis}")
+
+
 def power_ratio(fit: PowerFit, memory: np.ndarray, kv: np.ndarray, flops: np.ndarray) -> np.ndarray:
     """Share of the power limit at these utilisations (shares of the data sheet's bandwidth and peak)."""
     raw = fit.busy_floor + fit.weights * memory + fit.kv * kv + fit.flops * np.maximum(flops, 0.0) ** fit.flops_exponent
@@ -156,12 +165,14 @@ def step_power(
     pp: int = 1,
     quantization: str | None = None,
     kv_cache_dtype: str | None = None,
+    step_time: Interval | None = None,
 ) -> StepPower:
     """Power of a simulated run of one replica.
 
     ``steps`` are the step columns of a simulation (``bench.sim.inputs.STEP_COLUMNS``), ``duration_s`` the length of the
     run in virtual time. A step's power holds from the end of the step before to its own end, at most for its own GPU and
-    host time; the rest of the time the GPU idles. Raises BadInput for a device without a power limit or peaks.
+    host time; the rest of the time the GPU idles. ``step_time`` is the interval of the predicted step times, which the power's then
+    takes in: a step that takes longer does the same work at a lower power. Raises BadInput for a device without a power limit or peaks.
     """
     if not hardware.tdp_w or not hardware.peak_flops:
         raise BadInput(f"{hardware.name}: no power limit or peak rates in the catalogue, so no power can be predicted")
@@ -180,6 +191,12 @@ def step_power(
     memory, kv, flops = utilisations(coefficients, hardware, features, np.maximum(busy, 1e-6))
     power = power_ratio(fit, memory, kv, flops) * hardware.tdp_w
     energy = float((power * busy).sum()) + idle_w * max(0.0, duration_s - float(busy.sum()))
+    if step_time is not None:
+        at = [
+            float((power_ratio(fit, memory / r, kv / r, flops / r) * busy).sum())
+            for r in (step_time.high_ratio, 1.0, step_time.low_ratio)
+        ]
+        interval = _wider(interval, at[0] / at[1], at[2] / at[1], step_time.basis)
     result = np.empty_like(power)
     result[order] = power
     return StepPower(result, energy * gpus, energy / max(duration_s, 1e-9), interval)

@@ -10,8 +10,8 @@ with everything queued at once. vLLM need not share them, so they are predicted 
 * the published rate is that of a whole run, ramp and tail included, of as many requests as the page says;
 * FP8 engines keep an FP8 KV cache;
 * small all-reduces take a kernel of its own and larger ones NCCL (:data:`OWN_ALL_REDUCE_BYTES`), none the multicast that vLLM uses;
-* steps of release 0.14 on several GPUs are longer than those of later ones by a fixed time that grows with their number: rows
-  published for both show it on three kinds of GPU, for dense models; its cause is not known;
+* all-reduces of release 0.14 take longer than their kernels by a time that grows with the number of GPUs (``all_reduce_wait_s``): its rows
+  miss a time a step that is proportional to the layers (32, 56 and 80 of them) and grows with TP; its cause is not known;
 * kernels are vLLM's curves, tuned for every shape, times a handful of ratios, fitted on a few published rows (``configs/efficiency/
   tensorrt_llm.yaml``, ``scripts/fit_tensorrt_llm.py``) and graded on all others.
 
@@ -61,6 +61,7 @@ _PYTORCH_SINCE = (0, 19)
 _LIMITS_014 = {
     ("llama-3.1-8b", 1): (2048, 8192), ("mistral-7b", 1): (4098, 8192), ("llama-3.1-70b", 1): (2048, 2048),
     ("llama-3.1-70b", 2): (256, 1024), ("llama-3.1-70b", 4): (2048, 1024), ("llama-3.1-70b", 8): (8192, 16384),
+    ("mixtral-8x7b", 2): (2048, 3072), ("mixtral-8x7b", 4): (8192, 8192),
 }  # fmt: skip
 _LIMITS_014_BY_LENGTH = {("llama-3.1-70b", 2, 4096): (2048, 1024)}
 #: GPUs -> largest all-reduce in bytes that release 0.14 to 0.20 give to the one-shot kernel; NCCL does the rest (``AllReduceStrategy`` AUTO
@@ -68,7 +69,7 @@ _LIMITS_014_BY_LENGTH = {("llama-3.1-70b", 2, 4096): (2048, 1024)}
 OWN_ALL_REDUCE_BYTES = {2: 16e6, 4: 1e6, 8: 5e5}
 _GRAPH_TOKENS = 2048  # launches cost no host time here: the runtime is C++, and its steps are captured or short
 _BLOCK = 16
-DENSE = ("llama-3.1-8b", "mistral-7b", "llama-3.1-70b", "llama-3.1-405b")
+MODELS = ("llama-3.1-8b", "mistral-7b", "llama-3.1-70b", "llama-3.1-405b", "mixtral-8x7b", "mixtral-8x22b")
 GPUS = ("a100-80-pcie", "a100-80-sxm", "h100-sxm", "h200-sxm")
 SOURCE = "NVIDIA TensorRT-LLM perf overview"
 
@@ -123,9 +124,9 @@ def fitted_on(point: Point) -> bool:
 
 
 def published_full_load() -> list[Point]:
-    """Published full-load rows of dense models on the GPUs that have curves of their own, and A100 PCIe."""
+    """Published full-load rows of dense and eight-expert models on the GPUs that have curves of their own, and A100 PCIe."""
     points, _ = published_points(engines=("TensorRT-LLM",))
-    return [p for p in points if p.source.startswith(SOURCE) and p.model in DENSE and p.gpu in GPUS]
+    return [p for p in points if p.source.startswith(SOURCE) and p.model in MODELS and p.gpu in GPUS]
 
 
 def engine_limits(requests_in_cache: float, isl: float, osl: float) -> tuple[int, int]:

@@ -50,16 +50,28 @@ def decoding(
     return steps, period * num_steps
 
 
-def power(batch: int) -> StepPower:
+def power(batch: int, step_time: Interval | None = None) -> StepPower:
     steps, duration = decoding(batch)
-    return step_power(MODEL, H100, steps, duration, quantization="fp8_block")
+    return step_power(MODEL, H100, steps, duration, quantization="fp8_block", step_time=step_time)
 
 
 @pytest.mark.parametrize(("batch", "published_w"), [(1, 394), (16, 438), (64, 579), (128, 624), (256, 679)])
 def test_published_power_of_an_h100_lies_in_the_interval(batch: int, published_w: float) -> None:
-    # Qwen3-8B FP8 128/1024 on vLLM 0.30; the coefficients were fitted on other runs
-    found = power(batch)
+    # Qwen3-8B FP8 128/1024 on vLLM 0.30; the coefficients were fitted on other runs. The steps are predicted, too.
+    found = power(batch, build_step_time(MODEL, H100, quantization="fp8_block").interval("tpot"))
     assert found.interval.low_ratio <= published_w / found.mean_power_w <= found.interval.high_ratio
+
+
+def test_uncertain_steps_make_power_uncertain() -> None:
+    alone, wider, widest = (
+        power(16, time).interval for time in (None, Interval(0.9, 1.1, 0.9, "x"), Interval(0.6, 1.6, 0.9, "x"))
+    )
+    assert power(16, Interval(1.0, 1.0, 0.9, "x")).interval.high_ratio == pytest.approx(alone.high_ratio)
+    assert (
+        widest.low_ratio < wider.low_ratio < alone.low_ratio and alone.high_ratio < wider.high_ratio < widest.high_ratio
+    )
+    # longer steps lower power, but less than in proportion: the floor stays
+    assert widest.low_ratio > alone.low_ratio / 1.6 and "step time: x" in widest.basis
 
 
 def test_power_is_not_linear_in_the_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 
@@ -15,8 +16,8 @@ from bench.sim import step_time_kernel as kernel
 from bench.sim.efficiency import EFFICIENCY_FOLDER, curves_for, load_curves
 from bench.sim.interface import StepTimeModel
 from bench.sim.model_shape import shape_of
-from bench.sim.op_times import all_reduce_s, decode_attention_s, gemm_s, layer_tokens_s
-from bench.sim.step_time import build_step_time, device_of
+from bench.sim.op_times import Device, all_reduce_s, decode_attention_s, experts_s, gemm_s, layer_tokens_s
+from bench.sim.step_time import build_step_time, changed, device_of
 
 H100 = load_hardware("h100-sxm")
 LLAMA_70B, LLAMA_8B = load_model("llama-3.1-70b"), load_model("llama-3.1-8b")
@@ -94,6 +95,63 @@ def test_all_reduce_is_free_alone_and_dear_over_pcie() -> None:
     size = np.array([1e6])
     assert all_reduce_s(device_of(H100), size, 1)[0] == 0
     assert all_reduce_s(device_of(load_hardware("l40s")), size, 4)[0] > 3 * all_reduce_s(device_of(H100), size, 4)[0]
+
+
+def test_all_reduces_of_vllm_take_its_own_kernel_then_multicast_then_nccl() -> None:
+    mib = 2.0**20
+    hopper, ampere = device_of(H100), device_of(load_hardware("a100-80-sxm"))
+    o = hopper.overheads
+
+    def kernel_s(device: Device, size: float, ranks: int) -> float:
+        whole = float(all_reduce_s(device, np.array([size * mib]), ranks)[0])
+        return whole - o.all_reduce_wait_s * math.log2(ranks)
+
+    # multicast: every byte crosses a link once, in the switch (4 and 8 Hopper GPUs)
+    for ranks, size in ((8, 0.5), (8, 63.0), (4, 8.5), (4, 31.0)):
+        assert kernel_s(hopper, size, ranks) == pytest.approx(o.nvls_start_s + size * mib / o.nvls_bytes_per_s)
+    for ranks, size in ((8, 65.0), (4, 33.0), (2, 31.0)):
+        assert kernel_s(hopper, size, ranks) != pytest.approx(
+            o.nvls_start_s + size * mib / o.nvls_bytes_per_s, rel=0.01
+        )
+    # its own kernel goes on to 8 MiB where there is none, and NCCL carries what is larger at the bus bandwidth of nccl-tests
+    assert kernel_s(ampere, 7.9, 8) < kernel_s(ampere, 8.1, 8) < 1.6 * kernel_s(ampere, 7.9, 8)
+    assert 2 * 7 / 8 * 512 * mib / kernel_s(ampere, 512, 8) == pytest.approx(222e9, rel=0.1)
+
+
+def test_ranks_wait_for_each_other_at_every_all_reduce() -> None:
+    device, size = device_of(H100), np.array([1e4, 1e7])
+    longer = dataclasses.replace(
+        device, overheads=changed(device.overheads, all_reduce_wait_s=device.overheads.all_reduce_wait_s + 1e-5)
+    )
+    for ranks, doublings in ((1, 0), (2, 1), (8, 3)):
+        assert all_reduce_s(longer, size, ranks) - all_reduce_s(device, size, ranks) == pytest.approx(doublings * 1e-5)
+
+
+@pytest.mark.parametrize("gpu", ["h100-sxm", "h200-sxm", "a100-80-sxm"])
+def test_few_wide_experts_use_the_device(gpu: str) -> None:
+    device, model = device_of(load_hardware(gpu)), shape_of(load_model("mixtral-8x7b"))
+    group, tokens = model.groups[0], np.array([1024.0, 4096.0])
+    flops = 2 * tokens * group.experts_per_token * 3 * model.hidden_size * group.expert_width
+    for ranks in (1, 2, 4, 8):
+        share = flops / ranks / experts_s(device, model, group, ranks, False, tokens) / device.peak("bf16")
+        assert (share > 0.25).all() and (share < 0.75).all()  # the kernel tables: 0.31 to 0.64
+
+
+def test_experts_in_fp8_are_faster_where_the_device_multiplies_it_and_slower_to_compute_where_not() -> None:
+    model, tokens = load_model("mixtral-8x7b"), np.array([16.0, 8192.0])
+    narrow, wide = shape_of(model, "fp8"), shape_of(model)
+    group = wide.groups[0]
+    for gpu, faster in (("h100-sxm", True), ("h200-sxm", True), ("a100-80-sxm", False)):
+        device = device_of(load_hardware(gpu))
+        fp8, bf16 = (experts_s(device, shape, group, 2, False, tokens) for shape in (narrow, wide))
+        assert fp8[0] < 0.8 * bf16[0]  # weights alone
+        assert (fp8[1] < 0.8 * bf16[1]) if faster else (bf16[1] < fp8[1] < 1.3 * bf16[1])
+
+
+def test_whole_experts_have_times_of_their_own() -> None:
+    device, model = device_of(H100), shape_of(load_model("qwen3-30b-a3b"))
+    split, whole = (experts_s(device, model, model.groups[0], 4, ep, np.array([4096.0]))[0] for ep in (False, True))
+    assert split > 0 and whole > 0 and split != pytest.approx(whole, rel=0.01)
 
 
 def test_the_tables_agree_with_the_operations_between_their_knots() -> None:

@@ -81,13 +81,15 @@ def test_a_tuned_product_never_loses_by_running_fewer_rows() -> None:
     assert (np.diff(found[HEADER : HEADER + int(found[NUM_TOKEN_KNOTS])]) >= 0).all()
 
 
-def test_steps_of_release_014_take_longer_on_several_gpus_the_more_so_the_more_they_are() -> None:
+def test_all_reduces_of_release_014_take_longer_the_more_so_the_more_gpus_they_join() -> None:
     old, new = (load_engine_profile().overheads(v) for v in ((0, 14), (0, 17)))
-    longer = [
-        old.gap_s - new.gap_s + doublings * (old.gap_per_rank_s - new.gap_per_rank_s) for doublings in (0, 1, 2, 3)
-    ]
-    assert abs(longer[0]) < 1e-3 < longer[1] < longer[2] < longer[3] < 1e-2
-    assert dataclasses.replace(old, gap_s=new.gap_s, gap_per_rank_s=new.gap_per_rank_s) == new
+    assert abs(old.gap_s - new.gap_s) < 1e-3 and new.all_reduce_wait_s < old.all_reduce_wait_s < 1e-4
+    assert dataclasses.replace(old, gap_s=new.gap_s, all_reduce_wait_s=new.all_reduce_wait_s) == new
+    first, later = (dataclasses.replace(device_of(load_hardware("h100-sxm")), overheads=o) for o in (old, new))
+    small = np.array([1e5])
+    longer = [(all_reduce_s(first, small, n) - all_reduce_s(later, small, n))[0] for n in (1, 2, 4, 8)]
+    step = old.all_reduce_wait_s - new.all_reduce_wait_s
+    assert longer == pytest.approx([0, step, 2 * step, 3 * step])
     point = published((0, 14), "h100-sxm", "fp8", 2, 128, 2048)
     profile = load_engine_profile()
     assert full_load_rate(point) < full_load_rate(point, dataclasses.replace(profile, values_014={}))
@@ -131,21 +133,36 @@ def test_a_broken_profile_is_told(tmp_path: Path) -> None:
 
 
 def test_an_anchor_passes_by_its_error_and_says_so() -> None:
-    good = Anchor("ratio", 2.1, 2.0, "x", error=0.05)
-    bad = dataclasses.replace(good, error=-0.2)
+    good = Anchor("ratio", 2.1, 2.0, "x")
+    bad = dataclasses.replace(good, predicted=1.6)
     assert good.met and "met" in good.line() and not bad.met and "MISSED" in bad.line()
+    assert good.error == pytest.approx(0.05) and "pair by pair" not in good.line()
     assert dataclasses.replace(bad, limit=None).met
-    # of several pairs the median error counts; that of the two medians is printed beside it
-    pairs = dataclasses.replace(bad, num_pairs=25)
-    assert "-20.0% pair by pair, of the medians  +5.0%" in pairs.line() and not pairs.met
+    # of several pairs the medians are compared, as they are published; what most pairs miss by is told beside it
+    pairs = dataclasses.replace(good, num_pairs=25, pair_error=-0.2)
+    assert "+5.0%" in pairs.line() and "pair by pair -20.0% (over 10%)" in pairs.line() and pairs.met
+    assert "over" not in dataclasses.replace(pairs, pair_error=0.07).line()
 
 
-def test_pairs_with_a_fitted_row_have_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tuple((p, 2.0 * p.output_tokens_per_s) for p in POINTS if p.model == "mistral-7b")
+def test_only_ratios_of_one_thing_in_the_anchors_release_without_a_fitted_row_have_a_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = tuple((p, 2.0 * p.output_tokens_per_s) for p in POINTS)
     assert any(fitted_on(p) for p, _ in rows)
     monkeypatch.setattr(anchors, "graded_full_load", lambda: rows)
-    found = {a.name: a for a in anchors.generation_anchors()}
-    fitted, held_out = found["H200 / H100, FP8, 7B, fitted on"], found["H200 / H100, FP8, 7B"]
-    assert fitted.limit is None and held_out.limit == anchors.RATIO_TARGET
-    assert fitted.num_pairs == held_out.num_pairs == 9  # release 0.14 apart
-    assert "H100 FP8 / FP16, 7B" not in found and all(a.error == pytest.approx(0) for a in found.values())
+    in_order = list(anchors.generation_anchors())
+    found = {a.name: a for a in in_order}
+    assert len(found) == len(in_order) and all(a.error == pytest.approx(0) == a.pair_error for a in in_order)
+    names = {a.name for a in in_order if a.limit == anchors.RATIO_TARGET}
+    assert {"H200 / H100, FP8, 70B", "H100 FP8 / FP16, 70B", "H100 / A100 SXM, FP16, Mixtral-8x7B"} <= names
+    assert not any("fitted" in n or "later" in n or "H100 FP8 / A100" in n for n in names)
+    assert found["H200 / H100, FP8, 7B, fitted on"].num_pairs == 9  # release 0.14
+    assert found["H200 / H100, FP8, 7B, later releases"].num_pairs == 9
+    assert [a.limit is None for a in in_order] == sorted(a.limit is None for a in in_order)
+
+
+def test_mixtral_is_predicted_though_none_of_it_was_fitted() -> None:
+    chosen = [p for p in POINTS if p.model == "mixtral-8x7b" and p.gpu != "a100-80-pcie" and p.osl < 3000]
+    assert len(chosen) >= 100 and not any(fitted_on(p) for p in chosen)
+    errors = np.array([full_load_rate(p) / p.output_tokens_per_s - 1 for p in chosen[::5]])
+    assert np.median(np.abs(errors)) <= 0.10 and np.quantile(np.abs(errors), 0.9) <= 0.25
