@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -161,7 +161,7 @@ class RequestRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Field name -> value, without the fields that are None (they read back as None)."""
-        return {k: v for k, v in asdict(self).items() if v is not None}
+        return {k: v for k in self.__slots__ if (v := getattr(self, k)) is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RequestRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -97,8 +98,19 @@ def test_columns_at_once(tmp_path: Path) -> None:
     writer.append_chunk_columns(
         index=np.arange(4), t_s=np.linspace(0, 1, 4), tokens=np.ones(4, dtype=int), num_events=np.ones(4, dtype=int)
     )
+    columns = {
+        f.name: np.array([getattr(step(i), f.name) for i in range(3)])
+        for f in fields(EngineStep)
+        if f.name not in ("num_preemptions", "context_tokens", "cached_tokens")
+    }
+    writer.append_step_columns(**columns)
+    writer.append_telemetry_columns(t_s=np.array([0.0, 0.1]), device=["a", "b"], power_w=np.array([1.0, 2.0]))
     writer.finish("complete")
-    assert [c.index for c in RunReader.open(writer.folder).chunks()] == [0, 1, 2, 3]
+    run = RunReader.open(writer.folder)
+    assert [c.index for c in run.chunks()] == [0, 1, 2, 3]
+    assert run.steps() == [step(0), step(1), step(2)]
+    # what is not given is as in a record that was made without it
+    assert run.telemetry() == [GpuSample(0.0, "a", power_w=1.0), GpuSample(0.1, "b", power_w=2.0)]
 
 
 def test_a_run_whose_writer_is_gone_is_interrupted(tmp_path: Path) -> None:

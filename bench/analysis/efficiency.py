@@ -15,7 +15,7 @@ from bench.analysis.steady_state import Window
 from bench.catalog.arch import ModelArch
 from bench.catalog.hardware import Hardware, load_hardware, match_device
 from bench.catalog.model import load_model
-from bench.catalog.steps import COMM_KINDS, F, StepShape, step_coefficients
+from bench.catalog.steps import COMM_KINDS, F, features_of_totals, step_coefficients
 from bench.errors import BenchError
 from bench.roofline import Ceilings
 from bench.units import si
@@ -138,27 +138,26 @@ def step_work(facts: RunFacts, model: ModelArch, steps: dict[str, np.ndarray], w
     args = spec.engine_args
     inside = np.flatnonzero(window.holds(steps["t_s"]))
     context = np.nan_to_num(steps["context_tokens"][inside]) if "context_tokens" in steps else np.zeros(len(inside))
-    columns = [steps[n][inside] for n in ("prefill_tokens", "prefill_requests", "decode_requests")]
-    shapes = [
-        StepShape.from_totals(model, float(p), float(r), float(d), float(c)).features()
-        for p, r, d, c in zip(*columns, context, strict=True)
-        if p + d > 0
-    ]
-    if not shapes:
+    prefill, requests, decodes = (steps[n][inside] for n in ("prefill_tokens", "prefill_requests", "decode_requests"))
+    busy = prefill + decodes > 0
+    if not busy.any():
         return 0.0, 0.0
+    features = features_of_totals(model, prefill[busy], requests[busy], decodes[busy], context[busy])
+    # all but the experts read is in proportion to the features, so that one vector stands for all steps
+    total = features.sum(axis=0)
+    tokens, times = np.unique(features[:, F["tokens"]], return_counts=True)
     flops = size = 0.0
     pp = spec.pipeline_parallel_size
     for stage in range(pp):
         coefficients = step_coefficients(
             model, spec.tensor_parallel_size, pp, args.get("quantization"), args.get("kv_cache_dtype"), stage=stage
         )
-        matrix = np.array(shapes)
         local = np.array([kind not in COMM_KINDS for kind in coefficients.kinds])
-        flops += float((matrix @ coefficients.flops.T).sum())
-        size += float((matrix @ coefficients.bytes[local].T).sum())
+        flops += float((coefficients.flops @ total).sum())
+        size += float((coefficients.bytes[local] @ total).sum())
         if coefficients.num_experts:
-            size += sum(
-                float(coefficients.expert_bytes.sum()) * coefficients.experts_touched(float(x[F["tokens"]]))
-                for x in shapes
+            touched = sum(
+                coefficients.experts_touched(t) * n for t, n in zip(tokens.tolist(), times.tolist(), strict=True)
             )
+            size += float(coefficients.expert_bytes.sum()) * touched
     return flops / pp, size / pp

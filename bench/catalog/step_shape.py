@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,39 +31,53 @@ FEATURES = (
     "decode_rows_windowed",
 )
 NUM_FEATURES = len(FEATURES)
+_NUM_FLAGS = 3
 F = {name: i for i, name in enumerate(FEATURES)}
 
 
-def prefill_pairs(num_tokens: int, context: int, attention: AttentionKind = "full", window: int | None = None) -> int:
+#: A number of tokens, or an int64 array of them for many requests at once.
+Count = TypeVar("Count", int, np.ndarray)
+
+
+def prefill_pairs(
+    num_tokens: Count, context: Count, attention: AttentionKind = "full", window: int | None = None
+) -> Count:
     """(query, key) pairs of a chunk of ``num_tokens`` after ``context`` tokens, causal, in one layer and head."""
     return _pairs_before(context + num_tokens, attention, window) - _pairs_before(context, attention, window)
 
 
-def _pairs_before(x: int, attention: AttentionKind, window: int | None) -> int:
+def _least(a: Count, b: int | Count) -> Count:
+    return np.minimum(a, b) if isinstance(a, np.ndarray) else min(a, b)
+
+
+def _pairs_before(x: Count, attention: AttentionKind, window: int | None) -> Count:
     """Pairs of the first ``x`` positions: the query at position p sees p+1 keys, at most its window or chunk's part."""
     if attention == "full" or not window:
         return x * (x + 1) // 2
     if attention == "sliding":
-        return x * (x + 1) // 2 if x <= window else window * (window + 1) // 2 + (x - window) * window
+        full = _least(x, window)
+        return full * (full + 1) // 2 + (x - full) * window
     whole, rest = divmod(x, window)
     return whole * (window * (window + 1) // 2) + rest * (rest + 1) // 2
 
 
-def prefill_rows(num_tokens: int, context: int, attention: AttentionKind = "full", window: int | None = None) -> int:
+def prefill_rows(
+    num_tokens: Count, context: Count, attention: AttentionKind = "full", window: int | None = None
+) -> Count:
     """Distinct keys that a chunk reads in one layer."""
     end = context + num_tokens
     if attention == "full" or not window:
         return end
     if attention == "sliding":
-        return min(end, num_tokens + window - 1)
+        return _least(end, num_tokens + window - 1)
     return end - context // window * window
 
 
-def decode_rows(length: int, attention: AttentionKind = "full", window: int | None = None) -> int:
+def decode_rows(length: Count, attention: AttentionKind = "full", window: int | None = None) -> Count:
     """Keys that one new token reads when the sequence is ``length`` long with it."""
     if attention == "full" or not window:
         return length
-    return min(length, window) if attention == "sliding" else (length - 1) % window + 1
+    return _least(length, window) if attention == "sliding" else (length - 1) % window + 1
 
 
 def window_of(model: ModelArch) -> tuple[AttentionKind, int | None]:
@@ -138,38 +153,49 @@ class StepShape:
         context_tokens: float,
         padded_tokens: float | None = None,
     ) -> StepShape:
-        """From what an engine reports of a step, with every request of a phase taken at their mean.
-
-        ``context_tokens`` is the sum over scheduled requests of tokens already in the cache (``EngineStep``). Exact for
-        full attention in steps of decodes alone; with prefill it assumes equal chunks, from an empty cache when decodes
-        run beside them.
-        """
-        kind, window = window_of(model)
-        requests = prefill_requests + decode_requests
-        mean = context_tokens / requests if requests else 0.0
-        # A fresh prompt is the rule in a mixed step: the contexts then belong to the decodes.
-        before = 0.0 if decode_requests else mean
-        mean_decode = (context_tokens - before * prefill_requests) / decode_requests + 1 if decode_requests else 0.0
-        chunk = prefill_tokens / prefill_requests if prefill_requests else 0.0
-        n, c, length = round(chunk), round(before), round(mean_decode)
-        return cls(
-            tokens=padded_tokens if padded_tokens is not None else prefill_tokens + decode_requests,
-            prefill_tokens=prefill_tokens,
-            decode_requests=decode_requests,
-            sampled=requests,
-            prefill_pairs=prefill_requests * (chunk * before + chunk * (chunk + 1) / 2),
-            prefill_rows=prefill_requests * (chunk + before),
-            decode_rows=decode_requests * mean_decode,
-            prefill_pairs_windowed=prefill_requests * prefill_pairs(n, c, kind, window),
-            prefill_rows_windowed=prefill_requests * prefill_rows(n, c, kind, window),
-            decode_rows_windowed=decode_requests * (decode_rows(length, kind, window) if length else 0),
-        )
+        """One step of :func:`features_of_totals`; ``padded_tokens`` as in :meth:`of`."""
+        totals = (prefill_tokens, prefill_requests, decode_requests, context_tokens)
+        sums = features_of_totals(model, *(np.array([float(x)]) for x in totals))[0, _NUM_FLAGS:].tolist()
+        return cls(sums[0] if padded_tokens is None else padded_tokens, *sums[1:])
 
     def features(self) -> np.ndarray:
         """The vector that :class:`StepCoefficients` multiplies, float64, length :data:`NUM_FEATURES`."""
         sums = [float(getattr(self, f.name)) for f in fields(self)]
         flags = [float(self.tokens > 0), float(self.prefill_tokens > 0), float(self.decode_requests > 0)]
         return np.array([*flags, *sums])
+
+
+def features_of_totals(
+    model: ModelArch,
+    prefill_tokens: np.ndarray,
+    prefill_requests: np.ndarray,
+    decode_requests: np.ndarray,
+    context_tokens: np.ndarray,
+) -> np.ndarray:
+    """Feature vectors (n, NUM_FEATURES) from what an engine reports of n steps, with every request of a phase taken at their mean.
+
+    ``context_tokens`` is the sum over scheduled requests of tokens already in the cache (``EngineStep``). Exact for
+    full attention in steps of decodes alone; with prefill it assumes equal chunks, from an empty cache when decodes
+    run beside them.
+    """
+    kind, window = window_of(model)
+    p, r, d, context = (
+        np.asarray(x, dtype=np.float64) for x in (prefill_tokens, prefill_requests, decode_requests, context_tokens)
+    )
+
+    def mean(total: np.ndarray, number: np.ndarray) -> np.ndarray:
+        return np.divide(total, number, out=np.zeros_like(total), where=number > 0)
+
+    # A fresh prompt is the rule in a mixed step: the contexts then belong to the decodes.
+    before = np.where(d > 0, 0.0, mean(context, r + d))
+    mean_decode = np.where(d > 0, mean(context - before * r, d) + 1, 0.0)
+    chunk = mean(p, r)
+    n, c, length = (np.rint(x).astype(np.int64) for x in (chunk, before, mean_decode))
+    sums = (
+        p + d, p, d, r + d, r * (chunk * before + chunk * (chunk + 1) / 2), r * (chunk + before), d * mean_decode,
+        r * prefill_pairs(n, c, kind, window), r * prefill_rows(n, c, kind, window), d * decode_rows(length, kind, window),
+    )  # fmt: skip
+    return np.column_stack([p + d > 0, p > 0, d > 0, *sums]).astype(np.float64)
 
 
 def request_features(model: ModelArch, isl: Sequence[int], osl: Sequence[int]) -> np.ndarray:

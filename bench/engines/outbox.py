@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,9 @@ class Outbox:
     def append_step(self, step: EngineStep) -> None:
         self._batch.steps.append(step)
 
+    def append_step_columns(self, **columns: Any) -> None:
+        self._batch.steps.extend(EngineStep(**row) for row in _rows(columns))
+
     def append_chunk(self, chunk: ChunkRecord) -> None:
         self._chunks.append(chunk)
 
@@ -61,6 +65,9 @@ class Outbox:
 
     def append_telemetry(self, sample: GpuSample) -> None:
         self._batch.telemetry.append(sample)
+
+    def append_telemetry_columns(self, **columns: Any) -> None:
+        self._batch.telemetry.extend(GpuSample(**row) for row in _rows(columns))
 
     def update_manifest(self, **values: Any) -> None:
         self._batch.manifest.update(values)
@@ -111,3 +118,9 @@ class Outbox:
     def close(self) -> None:
         self._closing.set()
         self._thread.join(timeout=5)
+
+
+def _rows(columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of columns of equal length, with Python's own numbers."""
+    values = (np.asarray(column).tolist() for column in columns.values())
+    return (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))

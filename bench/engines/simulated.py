@@ -17,11 +17,12 @@ from bench.catalog.model import load_model
 from bench.engines.base import RecordSink
 from bench.engines.host import EngineLaunch
 from bench.errors import BadInput
-from bench.records import EngineInfo, GpuSample, RequestRecord, Schedule
+from bench.records import EngineInfo, RequestRecord, Schedule
+from bench.sim.arrival_limited import throughput_interval
 from bench.sim.defaults import Usage
 from bench.sim.fleets import FleetShape
 from bench.sim.inputs import SimInputs, SimResult, prepare
-from bench.sim.outputs import chunk_columns, engine_steps, request_records
+from bench.sim.outputs import chunk_columns, request_records, step_columns
 from bench.sim.scheduler import PROVED_AGAINST_VLLM
 from bench.sim.setup import EngineSetup, engine_setup
 
@@ -89,13 +90,17 @@ class SimulatedEngine:
     def run(self, schedule: Schedule, sink: RecordSink, t0_monotonic_s: float) -> Iterator[RequestRecord]:
         inputs = prepare(schedule, self.setup.fleet(), record_tokens=self._record_tokens)
         result = simulate(inputs)
-        for step in engine_steps(inputs, result):
-            sink.append_step(step)
+        sink.append_step_columns(**step_columns(inputs, result))
         if self._record_tokens:
             sink.append_chunk_columns(**chunk_columns(schedule, inputs, result))
         if self._power:
             self._telemetry(inputs, result, sink)
-        sink.update_manifest(simulated={**self.setup.facts(), "virtual_duration_s": result.end_s})
+        facts = {**self.setup.facts(), "virtual_duration_s": result.end_s}
+        engine = self.setup.step_time.interval("output_tokens_per_s")
+        if schedule.kind in ("open_loop", "trace") and engine is not None:
+            i = throughput_interval(inputs, simulate, engine)
+            facts["intervals"]["output_tokens_per_s"] = [i.low_ratio, i.high_ratio, i.confidence, i.basis]
+        sink.update_manifest(simulated=facts)
         yield from request_records(schedule, inputs, result)
 
     def _telemetry(self, inputs: SimInputs, result: SimResult, sink: RecordSink) -> None:
@@ -109,15 +114,11 @@ class SimulatedEngine:
                 return
             t, power = samples
             energy = np.concatenate([[0.0], np.cumsum(np.diff(t) * power[1:])])
-            for gpu in range(s.memory.num_gpus):
-                index = replica * s.memory.num_gpus + gpu
-                for k in range(len(t)):
-                    sink.append_telemetry(
-                        GpuSample(
-                            t_s=float(t[k]), device=f"simulated-{index}", index=index, power_w=float(power[k]),
-                            energy_j=float(energy[k]), energy_t_s=float(t[k]),
-                        )
-                    )  # fmt: skip
+            for index in range(replica * s.memory.num_gpus, (replica + 1) * s.memory.num_gpus):
+                sink.append_telemetry_columns(
+                    t_s=t, device=[f"simulated-{index}"] * len(t), index=np.full(len(t), index), power_w=power,
+                    energy_j=energy, energy_t_s=t,
+                )  # fmt: skip
 
 
 def _power_series(s: EngineSetup, result: SimResult, replica: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -14,6 +14,7 @@ from bench.catalog.arch import ModelArch
 from bench.catalog.hardware import Hardware, load_hardware
 from bench.config.experiment import CellSpec, EndpointEngine, Experiment, FleetSpec, TraceLoad, mean_length_tokens
 from bench.config.experiment import SimulatedEngine as SimulatedSpec
+from bench.config.load import load_level
 from bench.config.loading import LoadedExperiment, model_digest
 from bench.config.sweep import Cell, make_cell
 from bench.engines.simulated import SimulatedEngine
@@ -30,8 +31,9 @@ from bench.sim.user_kernels import read_kernel_result
 from bench.store import RunReader, RunWriter, list_runs, run_folder_name
 from bench.workload.synthetic import repeat_seed
 
-#: A run with a minimum duration takes as many requests as fit into it. So many are tried first, then four times as many, ...
-FIRST_POOL = 2_000
+#: A run with a minimum duration takes as many requests as fit into it. So many, and so many for each in flight, are tried first,
+#: then four times as many, ...
+FIRST_POOL, FIRST_ROUNDS = 200, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ def _simulate_run(context: RunContext, engine: SimulatedEngine, measured_cell_id
     spec = context.cell.spec
     seed = repeat_seed(spec.seed, context.run_number)
     base = context.base if isinstance(spec.load, TraceLoad) else None
-    pool = FIRST_POOL
+    pool = max(FIRST_POOL, round(FIRST_ROUNDS * load_level(spec.load)[1]))
     while True:
         schedule, more = _schedule(spec, seed, context.vocab_size, base, pool)
         manifest = {

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from bench.records import EngineStep, RequestRecord, Schedule
+from bench.records import RequestRecord, Schedule
 from bench.sim.inputs import BY_LENGTH, BY_STOP, REJECTED, SimInputs, SimResult
 
 
@@ -84,27 +83,27 @@ def chunk_columns(schedule: Schedule, inputs: SimInputs, result: SimResult) -> d
     return {"index": index[owner[order]], "t_s": t[order], "tokens": ones, "num_events": ones}
 
 
-def engine_steps(inputs: SimInputs, result: SimResult) -> Iterator[EngineStep]:
-    """The steps of all replicas in order of their outputs."""
-    s: dict[str, Any] = {name: column.tolist() for name, column in result.steps.items()}
-    usable = [r.config.num_blocks - 1 for r in inputs.fleet.replicas]
-    previous: dict[int, float] = {}
-    for number, k in enumerate(np.argsort(result.steps["end_s"], kind="stable").tolist()):
-        replica, end = s["replica"][k], s["end_s"][k]
-        begin = max(previous.get(replica, 0.0), s["scheduled_s"][k])
-        previous[replica] = end
-        yield EngineStep(
-            step=number,
-            t_s=end,
-            step_time_s=end - begin,
-            num_running=s["num_running"][k],
-            num_waiting=s["num_waiting"][k],
-            kv_usage_ratio=1.0 - s["num_free_blocks"][k] / usable[replica],
-            prefill_tokens=s["prefill_tokens"][k],
-            decode_tokens=s["decode_requests"][k],
-            prefill_requests=s["prefill_requests"][k],
-            decode_requests=s["decode_requests"][k],
-            context_tokens=s["prefill_context"][k] + s["decode_context_sum"][k] - s["decode_requests"][k],
-            num_preemptions=s["num_preemptions"][k],
-            cached_tokens=s["hit_tokens"][k],
-        )
+def step_columns(inputs: SimInputs, result: SimResult) -> dict[str, np.ndarray]:
+    """The steps of all replicas in order of their outputs: columns of EngineStep."""
+    order = np.argsort(result.steps["end_s"], kind="stable")
+    s = {name: column[order] for name, column in result.steps.items()}
+    usable = np.array([r.config.num_blocks - 1 for r in inputs.fleet.replicas])
+    previous = np.zeros(len(order))  # when the same replica's step before this one ended
+    for replica in range(len(usable)):
+        mine = np.flatnonzero(s["replica"] == replica)
+        previous[mine[1:]] = s["end_s"][mine[:-1]]
+    return {
+        "step": np.arange(len(order)),
+        "t_s": s["end_s"],
+        "step_time_s": s["end_s"] - np.maximum(previous, s["scheduled_s"]),
+        "num_running": s["num_running"],
+        "num_waiting": s["num_waiting"],
+        "kv_usage_ratio": 1.0 - s["num_free_blocks"] / usable[s["replica"]],
+        "prefill_tokens": s["prefill_tokens"],
+        "decode_tokens": s["decode_requests"],
+        "prefill_requests": s["prefill_requests"],
+        "decode_requests": s["decode_requests"],
+        "context_tokens": s["prefill_context"] + s["decode_context_sum"] - s["decode_requests"],
+        "num_preemptions": s["num_preemptions"],
+        "cached_tokens": s["hit_tokens"],
+    }

@@ -18,6 +18,7 @@ from typing import Any
 from bench.catalog.arch import ModelArch
 from bench.catalog.slo import Slo
 from bench.errors import BadInput, BenchError
+from bench.sim.arrival_limited import KEEPS_UP_RATIO
 from bench.sim.fleets import FleetShape
 from bench.sim.inputs import SimInputs, SimResult
 from bench.sim.search_points import (
@@ -37,8 +38,6 @@ Simulate = Callable[[SimInputs], SimResult]
 FINAL_PER_SLOT, LEAST_REQUESTS = 10, 32
 #: Under arrivals a point lasts as long as this, or this many times a request's latency, but not for fewer requests than this.
 OPEN_LOOP_SECONDS, OPEN_LOOP_LATENCIES, OPEN_LOOP_LEAST = 60.0, 6.0, 300
-#: A fleet keeps up when it completes this share of what arrives.
-KEEPS_UP_RATIO = 0.95
 MOST_SETTLING = 6
 #: Two levels in a row that gain less than this end the climb of an engine without a broken SLO.
 LEAST_GAIN_RATIO = 0.01

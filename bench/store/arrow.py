@@ -6,7 +6,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class ArrowAppender:
 
     def __init__(self, path: Path, record_type: type) -> None:
         self.path, self.schema = path, schema_of(record_type)
+        self._defaults = {f.name: None if f.default is MISSING else f.default for f in fields(record_type)}
         self._columns: dict[str, list[Any]] = {n: [] for n in self.schema.names}
         self._file: IO[bytes] | None = None
         self._writer: Any = None
@@ -56,13 +57,16 @@ class ArrowAppender:
             column.append(getattr(record, name))
 
     def append_columns(self, columns: dict[str, Any]) -> None:
-        """Write a batch of whole columns at once (for millions of rows); missing columns become null."""
+        """Write a batch of whole columns at once (for millions of rows); missing ones get the record's default, or null."""
         import pyarrow as pa
 
         self.flush()
         n = len(next(iter(columns.values())))
         arrays = [
-            pa.array(columns[f.name], type=f.type) if f.name in columns else pa.nulls(n, f.type) for f in self.schema
+            pa.array(columns[f.name], type=f.type)
+            if f.name in columns
+            else pa.repeat(pa.scalar(self._defaults[f.name], f.type), n)
+            for f in self.schema
         ]
         self._write(pa.record_batch(arrays, schema=self.schema))
 

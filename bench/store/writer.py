@@ -101,6 +101,11 @@ class RunWriter:
             self._appender(STEPS, EngineStep).append(step)
             self._maybe_flush()
 
+    def append_step_columns(self, **columns: Any) -> None:
+        """Whole columns of steps at once, named as the fields of EngineStep (a simulated run has ten thousands of them)."""
+        with self._lock:
+            self._appender(STEPS, EngineStep).append_columns(columns)
+
     def append_metric(self, metric: EngineMetric) -> None:
         with self._lock:
             self._appender(METRICS, EngineMetric).append(metric)
@@ -111,6 +116,11 @@ class RunWriter:
         with self._lock:
             self._appender(TELEMETRY, GpuSample).append(sample)
             self._maybe_flush()
+
+    def append_telemetry_columns(self, **columns: Any) -> None:
+        """Whole columns of samples, named as the fields of GpuSample; missing ones are not available."""
+        with self._lock:
+            self._appender(TELEMETRY, GpuSample).append_columns(columns)
 
     def _appender(self, name: str, record_type: type) -> ArrowAppender:
         if name not in self._appenders:

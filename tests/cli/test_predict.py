@@ -128,6 +128,24 @@ def test_a_minimum_duration_is_virtual_time(experiment: Path, tmp_path: Path) ->
     assert 20 <= length < 22
 
 
+def test_throughput_under_arrivals_carries_the_engines_interval_only_where_the_engine_is_the_limit(
+    experiment: Path, tmp_path: Path
+) -> None:
+    load = "{kind: open_loop, rate_per_s: 5}"
+    text = EXPERIMENT.replace("{kind: closed_loop, concurrency: 4}", load).replace(
+        "{min_requests: 24}", "{min_requests: 400}"
+    )
+    experiment.write_text(text[: text.index("sweep:")] + "sweep: {grid: {load.rate_per_s: [5, 5000]}}\n")
+    output = bench("predict", str(experiment), "--gpu", "H100-SXM", "--json").output
+    idle, saturated = (json.loads(line)["output_tokens_per_s"] for line in output.splitlines())
+    assert 0.95 < idle["low"] / idle["value"] < 1 < idle["high"] / idle["value"] < 1.05
+    assert saturated["low"] / saturated["value"] < 0.9 and saturated["high"] / saturated["value"] > 1.05
+    for cell in list_cells(tmp_path / "results" / "runs" / "small.predicted"):  # what the report reads
+        intervals = [run.manifest["simulated"]["intervals"]["output_tokens_per_s"] for run in list_runs(cell)]
+        wide = "rps5000" in cell.name
+        assert all((low < 0.9) == wide and ("arrivals set the rate" in basis) != wide for low, _, _, basis in intervals)
+
+
 def profile(folder: Path, model: str = "llama-3.1-8b", scale: float = 1.0, **layout: Any) -> Path:
     values = dict.fromkeys(PARAMETERS, 0.0) | {
         "linear_scale": scale,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,20 @@ class KeepingSink:
     def append_step(self, step: EngineStep) -> None:
         self.steps.append(step)
 
+    def append_step_columns(self, **columns: Any) -> None:
+        self.steps += [
+            EngineStep(*row) for row in zip(*(columns[f.name].tolist() for f in fields(EngineStep)), strict=True)
+        ]
+
     def append_metric(self, metric: EngineMetric) -> None:
         self.metrics.append(metric)
 
     def append_telemetry(self, sample: GpuSample) -> None:
         self.telemetry.append(sample)
+
+    def append_telemetry_columns(self, **columns: Any) -> None:
+        rows = zip(*(np.asarray(c).tolist() for c in columns.values()), strict=True)
+        self.telemetry += [GpuSample(**dict(zip(columns, row, strict=True))) for row in rows]
 
     def update_manifest(self, **values: Any) -> None:
         if self.error is not None:

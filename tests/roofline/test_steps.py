@@ -16,6 +16,7 @@ from bench.catalog.steps import (
     F,
     StepShape,
     decode_rows,
+    features_of_totals,
     prefill_pairs,
     prefill_rows,
     request_features,
@@ -191,6 +192,15 @@ def test_totals_agree_with_lengths_where_they_can() -> None:
     assert StepShape.from_totals(m, 600, 3, 0, 0).features() == pytest.approx(fresh.features())
     mixed = StepShape.of(m, [(200, 0)], [501] * 8)
     assert StepShape.from_totals(m, 200, 1, 8, 8 * 500).features() == pytest.approx(mixed.features())
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "gpt-oss-20b", "llama-4-scout"])  # full, sliding, chunked
+def test_many_steps_at_once_are_the_same_steps(name: str) -> None:
+    m = MODELS[name]
+    rows = [([(200, 0)] * 3, []), ([], [9001] * 8), ([(300, 0)], [77, 77]), ([(8000, 600)], [])]
+    each = [StepShape.of(m, chunks, lengths).features() for chunks, lengths in rows]
+    totals = [(sum(n for n, _ in c), len(c), len(x), sum(before for _, before in c) + sum(x) - len(x)) for c, x in rows]
+    assert features_of_totals(m, *np.array(totals).T) == pytest.approx(np.array(each))
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "gpt-oss-20b", "llama-4-scout"])

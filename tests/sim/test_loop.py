@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.errors import BadInput
-from bench.records import Request, Schedule, StopRule
+from bench.load.arrivals import due_times
+from bench.records import EngineStep, Request, Schedule, StopRule
 from bench.sim import compiled
-from bench.sim.inputs import Fleet, Replica, SimResult, prepare
+from bench.sim.arrival_limited import at_speed, served_share, throughput_interval
+from bench.sim.inputs import Fleet, Replica, SimInputs, SimResult, prepare
+from bench.sim.interface import Interval
 from bench.sim.loop import simulate
-from bench.sim.outputs import chunk_columns, engine_steps, request_records
+from bench.sim.outputs import chunk_columns, request_records, step_columns
 from bench.sim.router import Router
 from bench.sim.scheduler import SchedulerConfig
 from tests.sim import step_times
@@ -136,11 +139,12 @@ def test_records_tell_the_same_story() -> None:
     r = simulate(inputs, fixed(0.01, 0.001))
     records = list(request_records(schedule, inputs, r))
     chunks = chunk_columns(schedule, inputs, r)
-    steps = list(engine_steps(inputs, r))
+    steps = step_columns(inputs, r)
     assert [x.done_s for x in records] == sorted(x.done_s for x in records)  # type: ignore[type-var]
     assert len(chunks["t_s"]) == sum(x.osl or 0 for x in records) == 20 * 11
-    assert sum(s.prefill_tokens for s in steps) == 20 * 40
-    assert sum(s.decode_tokens for s in steps) == 20 * 10
+    assert list(steps) == [f.name for f in fields(EngineStep)]
+    assert steps["prefill_tokens"].sum() == 20 * 40 and steps["decode_tokens"].sum() == 20 * 10
+    assert (np.diff(steps["t_s"]) > 0).all() and (steps["step_time_s"] <= np.diff(steps["t_s"], prepend=0.0)).all()
     first = {x.index: x.first_token_s for x in records}
     at = {int(i): float(t) for i, t in zip(chunks["index"][::-1], chunks["t_s"][::-1], strict=True)}
     assert at == first
@@ -206,3 +210,39 @@ def test_fleets_that_cannot_be_are_refused() -> None:
         fleet(roles=("prefill", "both"))
     with pytest.raises(BadInput, match="length in tokens"):
         prepare(Schedule("closed_loop", (Request(0, 4, text="hello"),), None, 1), fleet())
+
+
+def test_throughput_is_bounded_by_arrivals_where_engines_keep_up_with_them() -> None:
+    """A step of 10 ms for up to 64 requests of 10 tokens: some 550 requests/s. The interval's ends are 0.5 and 1.5 of it."""
+    engine = Interval(0.5, 1.5, 0.9, "rows")
+
+    def run(rate: float) -> tuple[Interval, float]:
+        due = due_times("poisson", 2000, rate, np.random.default_rng(3))
+        inputs = prepare(Schedule("open_loop", requests(2000, osl=10), due), fleet(), record_tokens=False)
+        share = served_share(inputs, sim(inputs))
+        assert share is not None
+        return throughput_interval(inputs, sim, engine), share[0]
+
+    def sim(inputs: SimInputs) -> SimResult:
+        return simulate(inputs, fixed(0.01, 0.0))
+
+    slow, share = run(50)
+    assert (
+        share > 0.99
+        and 0.98 < slow.low_ratio < 1 < slow.high_ratio < 1.02
+        and slow.basis == "arrivals set the rate; rows"
+    )
+    near, share = run(450)  # the predicted engine keeps up, one half as fast would not
+    assert share > 0.95 and near.low_ratio == 0.5 and 1 < near.high_ratio < 1.05
+    over, share = run(900)
+    assert share < 0.8 and over == engine
+    few = prepare(Schedule("open_loop", requests(8), np.arange(8.0)), fleet(), record_tokens=False)
+    assert throughput_interval(few, sim, engine) == engine  # too few to see a queue grow
+
+
+def test_time_is_scaled_in_place_of_the_engine() -> None:
+    due = due_times("poisson", 300, 300.0, np.random.default_rng(4))
+    inputs = prepare(Schedule("open_loop", requests(300, osl=10), due), fleet(), record_tokens=False)
+    half = simulate(inputs, fixed(0.02, 0.0))
+    scaled = simulate(at_speed(inputs, 0.5), fixed(0.01, 0.0))
+    assert scaled.last_token_s * 2 == pytest.approx(half.last_token_s)
