@@ -49,7 +49,7 @@ def anchors_picture(rows: Sequence[tuple[Point, float]], anchors: Sequence[Ancho
         if pairs:
             x, y = zip(*pairs, strict=True)
             left.scatter(x, y, s=13, alpha=0.6, lw=0, color=colour, label=f"{gpu}: {len(pairs)}")
-    line = np.geomspace(50, 4e4, 50)
+    line = np.geomspace(50, 9e4, 50)
     left.fill_between(line, line / 1.2, line * 1.2, color="0.88", zorder=0, label="within 20 %")
     left.plot(line, line, color="0.4", lw=0.8)
     left.set(xscale="log", yscale="log", xlabel="published, output tokens/s", ylabel="predicted (simulated)")
