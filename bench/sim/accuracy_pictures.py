@@ -63,7 +63,9 @@ def anchors_picture(rows: Sequence[tuple[Point, float]], anchors: Sequence[Ancho
         right.scatter(a.predicted, row, s=34, color=colour, marker="D", zorder=3)
     right.scatter([], [], color="#4477aa", marker="D", label="predicted, within 10 %")
     right.scatter([], [], color="#cc6677", marker="D", label="predicted, missed")
-    right.scatter([], [], color="#bbbbbb", marker="D", label="predicted, no target (fitted on, later, two things differ)")
+    right.scatter(
+        [], [], color="#bbbbbb", marker="D", label="predicted, no target (fitted on, later, two things differ)"
+    )
     right.set_yticks(range(len(shown)), [a.name for a in shown], fontsize=7)
     right.set(xlabel="ratio", xlim=(1, None))
     right.legend(fontsize=7.5, loc="center right")

@@ -273,7 +273,8 @@ def experts_s(
     peak = device.peak(dtype if native else "bf16")
     time = device.timed(curve, moved, 6 * rows * h * width, peak, tokens * share, width, experts)
     time = time * device.overheads.experts_slowdown
-    if curve is not None and not native and dtype not in WEIGHT_ONLY:  # FP8 on an A100: no table of such experts is known
+    # FP8 on an A100: no table of experts whose weights are expanded first is known
+    if curve is not None and not native and dtype not in WEIGHT_ONLY:
         time = time * device.overheads.weight_only_slowdown
     if dtype == "mxfp4" and device.hardware.peak_flops.get("fp8") and "fp4" not in device.hardware.peak_flops:
         o = device.overheads
