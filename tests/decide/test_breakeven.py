@@ -46,7 +46,9 @@ prices = st.floats(0.2, 20)
 
 
 @settings(max_examples=300, deadline=None)
-@example(rate=50.0, usd=0.2, gpus=1, per_million=1.1112324282813746, least=1, fixed=735.0, peak=1.0)  # on a stair's last token
+@example(
+    rate=50.0, usd=0.2, gpus=1, per_million=1.1112324282813746, least=1, fixed=735.0, peak=1.0
+)  # on a stair's last token
 @given(
     rate=rates,
     usd=prices,
