@@ -176,7 +176,13 @@ def test_control_c_ends_with_130_and_leaves_readable_results(tmp_path):
     out = tmp_path / "out"
     # the quick suite takes tens of seconds: the signal comes long before its end however fast the machine is
     command_line = [sys.executable, "-m", "bench", "kernels", "--quick", "--device", "cpu", "--out", str(out)]
-    process = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command_line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # a shell starts jobs in the background with the signal ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     samples = out / results.SAMPLES
     deadline = time.monotonic() + 120
     while not (samples.exists() and samples.read_bytes().count(b"\n") >= 3):
