@@ -301,7 +301,10 @@ def fit_device(folder: Path) -> tuple[str, dict[str, Curve]]:
     if "mla_context" in needed:
         curves |= mla_curves(needed["mla_context"], needed["mla_generation"], sheet, curves["gemm.bf16"])
     curves |= all_reduce_curves(needed["custom_allreduce"], needed["nccl"], NVLINK_BYTES_PER_S[folder.name])
-    return f"{SOURCE}, vLLM {needed['gemm_perf'].version.iloc[0]} on {needed['gemm_perf'].device.iloc[0]}", curves
+    source = f"{SOURCE}, vLLM {needed['gemm_perf'].version.iloc[0]} on {needed['gemm_perf'].device.iloc[0]}"
+    if "moe.fp8" in curves:
+        source += f"; FP8 experts vLLM {FP8_EXPERTS_VERSION} on H200"
+    return source, curves
 
 
 def write_yaml(path: Path, name: str, source: str, sheet: Sheet, curves: dict[str, Curve]) -> None:
