@@ -47,7 +47,7 @@ def simulated_facts(facts: RunFacts) -> dict[str, Any]:
 
 
 def stated_of(s: Summary) -> dict[str, Stated]:
-    """``output_tokens_per_s``, ``ttft``, ``tpot`` -> interval, as the manifest of the cell's first run has them."""
+    """``output_tokens_per_s``, ``ttft``, ``tpot``, ``power`` -> interval, as the manifest of the cell's first run has them."""
     found = simulated_facts(s.facts).get("intervals")
     out = {}
     for metric, entry in found.items() if isinstance(found, dict) else ():
@@ -60,7 +60,7 @@ def stated_of(s: Summary) -> dict[str, Stated]:
 
 
 def with_stated(s: Summary) -> Summary:
-    """A simulated cell whose throughput, TTFT and TPOT carry the prediction's own intervals; any other as it is.
+    """A simulated cell whose throughput, TTFT, TPOT and power carry the prediction's own intervals; any other as it is.
 
     E2E and ITL, and all of these where none is stated, have no interval: that over repeats would be falsely narrow.
     """
@@ -94,6 +94,8 @@ def _stated_metric(key: str) -> tuple[str | None, bool]:
     """(whose interval holds for a metric of the summary, whether for its inverse); None: for none of them."""
     if key in _RATES:
         return "output_tokens_per_s", False
+    if key == "power_w":
+        return "power", False
     if key == "output_tokens_per_s_per_user":
         return "tpot", True
     stem = key.rsplit("_", 2)[0].removesuffix("_service")

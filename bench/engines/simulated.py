@@ -22,6 +22,7 @@ from bench.sim.arrival_limited import throughput_interval
 from bench.sim.defaults import Usage
 from bench.sim.fleets import FleetShape
 from bench.sim.inputs import SimInputs, SimResult, prepare
+from bench.sim.interface import Interval
 from bench.sim.outputs import chunk_columns, request_records, step_columns
 from bench.sim.scheduler import PROVED_AGAINST_VLLM
 from bench.sim.setup import EngineSetup, engine_setup
@@ -93,9 +94,10 @@ class SimulatedEngine:
         sink.append_step_columns(**step_columns(inputs, result))
         if self._record_tokens:
             sink.append_chunk_columns(**chunk_columns(schedule, inputs, result))
-        if self._power:
-            self._telemetry(inputs, result, sink)
+        power = self._telemetry(inputs, result, sink) if self._power else None
         facts = {**self.setup.facts(), "virtual_duration_s": result.end_s}
+        if power is not None:
+            facts["intervals"]["power"] = [power.low_ratio, power.high_ratio, power.confidence, power.basis]
         engine = self.setup.step_time.interval("output_tokens_per_s")
         if schedule.kind in ("open_loop", "trace") and engine is not None:
             i = throughput_interval(inputs, simulate, engine)
@@ -103,26 +105,30 @@ class SimulatedEngine:
         sink.update_manifest(simulated=facts)
         yield from request_records(schedule, inputs, result)
 
-    def _telemetry(self, inputs: SimInputs, result: SimResult, sink: RecordSink) -> None:
-        """Predicted power per GPU; nothing for devices whose power limit or peaks are not known."""
+    def _telemetry(self, inputs: SimInputs, result: SimResult, sink: RecordSink) -> Interval | None:
+        """Predicted power per GPU, and its interval (the widest of the replicas); nothing for devices whose power limit or peaks
+        are not known."""
         if not len(result.steps["end_s"]):
-            return
-        s = self.setup
+            return None
+        s, widest = self.setup, None
         for replica in range(len(inputs.fleet.replicas)):
             samples = _power_series(s, result, replica)
             if samples is None:
-                return
-            t, power = samples
+                return None
+            t, power, interval = samples
+            if widest is None or interval.high_ratio / interval.low_ratio > widest.high_ratio / widest.low_ratio:
+                widest = interval
             energy = np.concatenate([[0.0], np.cumsum(np.diff(t) * power[1:])])
             for index in range(replica * s.memory.num_gpus, (replica + 1) * s.memory.num_gpus):
                 sink.append_telemetry_columns(
                     t_s=t, device=[f"simulated-{index}"] * len(t), index=np.full(len(t), index), power_w=power,
                     energy_j=energy, energy_t_s=t,
                 )  # fmt: skip
+        return widest
 
 
-def _power_series(s: EngineSetup, result: SimResult, replica: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """(times, mean watts of one GPU since the time before) of one replica, at TELEMETRY_HZ of virtual time."""
+def _power_series(s: EngineSetup, result: SimResult, replica: int) -> tuple[np.ndarray, np.ndarray, Interval] | None:
+    """(times, mean watts of one GPU since the time before, interval of the power) of one replica, at TELEMETRY_HZ of virtual time."""
     from bench.sim.power import step_power
 
     mine = result.steps["replica"] == replica
@@ -131,6 +137,7 @@ def _power_series(s: EngineSetup, result: SimResult, replica: int) -> tuple[np.n
         predicted = step_power(
             s.model, s.hardware, steps, result.end_s, tp=s.memory.tp, pp=s.memory.pp,
             quantization=s.args.get("quantization"), kv_cache_dtype=s.args.get("kv_cache_dtype"),
+            step_time=s.step_time.interval("tpot"),
         )  # fmt: skip
     except BadInput:
         return None
@@ -147,7 +154,7 @@ def _power_series(s: EngineSetup, result: SimResult, replica: int) -> tuple[np.n
     busy = np.column_stack([np.zeros(len(ends)), (ends - begins) * (predicted.power_w - idle_w)]).ravel()
     energy = np.interp(t, knots, np.cumsum(busy), left=0.0) + idle_w * t
     power = np.concatenate([[idle_w], np.diff(energy) / np.diff(t)])
-    return t, power
+    return t, power, predicted.interval
 
 
 def simulate(inputs: SimInputs) -> SimResult:

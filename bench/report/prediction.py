@@ -25,7 +25,7 @@ _COMPARED: tuple[tuple[str, str | None], ...] = (
 
 
 #: Metrics that a prediction states intervals for, in words.
-_STATED = (("output_tokens_per_s", "tokens/s"), ("ttft", "TTFT"), ("tpot", "TPOT"))
+_STATED = (("output_tokens_per_s", "tokens/s"), ("ttft", "TTFT"), ("tpot", "TPOT"), ("power", "power"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +140,39 @@ def _same_device(a: Placed, b: Placed) -> bool:
 def stated_intervals(summaries: Sequence[Summary]) -> list[str]:
     """How far the simulated cells may be off by what they say themselves, a sentence for each set of intervals.
 
-    Throughput, TTFT, TPOT and costs carry them (``bench.analysis.predicted``); everything else has its repeats alone.
+    Throughput, TTFT, TPOT, power and costs carry them (``bench.analysis.predicted``); everything else has its repeats alone.
     """
-    cells: dict[tuple[Any, ...], set[str]] = {}
+    cells: dict[tuple[Any, ...], tuple[set[str], dict[str, list[Stated]]]] = {}
     for s in summaries:
         stated = stated_of(s) if s.origin == "simulated" else {}
-        key = tuple((words, stated[metric]) for metric, words in _STATED if metric in stated)
-        if key:
-            hardware = hardware_of(s.facts)
-            cells.setdefault(key, set()).add(s.cell_id if hardware is None else hardware.name)
+        # those of the engine tell sets apart; of tokens/s (by arrivals) and power (by load) cells of one set have their own
+        key = tuple(stated.get(metric) for metric in ("ttft", "tpot"))
+        names, found = cells.setdefault(key, (set(), {}))
+        hardware = hardware_of(s.facts)
+        for metric, words in _STATED:
+            if metric in stated:
+                names.add(s.cell_id if hardware is None else hardware.name)
+                found.setdefault(words, []).append(stated[metric])
     out = []
-    for key, names in cells.items():
-        ends = "; ".join(f"{words} {i.low_ratio:.2f} to {i.high_ratio:.2f} of the value" for words, i in key)
+    for names, found in cells.values():
+        if not found:
+            continue
+        ends = "; ".join(_widest(words, intervals) for words, intervals in found.items())
+        confidence = next(iter(found.values()))[0].confidence
         out.append(
-            f"How far a simulated value of {', '.join(sorted(names))} may be off ({100 * key[0][1].confidence:.0f} % intervals of the "
-            f"prediction itself): {ends}. Its rates, these latencies and its costs carry them; intervals of its other metrics and "
+            f"How far a simulated value of {', '.join(sorted(names))} may be off ({100 * confidence:.0f} % intervals of the "
+            f"prediction itself): {ends}. Its rates, these latencies, its power and its costs carry them; intervals of its other metrics and "
             "of comparisons between cells are over repeats, which a simulation repeats exactly but for the requests that are "
             "drawn: they say nothing of how far it is off."
         )
     return out
+
+
+def _widest(words: str, intervals: Sequence[Stated]) -> str:
+    """The ends of the intervals of one metric over the cells of a set, in words."""
+    low, high = min(i.low_ratio for i in intervals), max(i.high_ratio for i in intervals)
+    own = " (the widest; each cell has its own)" if len({(i.low_ratio, i.high_ratio) for i in intervals}) > 1 else ""
+    return f"{words} {low:.2f} to {high:.2f} of the value{own}"
 
 
 def intervals_text(summaries: Sequence[Summary]) -> str:
@@ -169,7 +183,7 @@ def intervals_text(summaries: Sequence[Summary]) -> str:
     )
     if not shares:
         return repeats
-    own = f"{' and '.join(shares)} intervals of the prediction itself for throughput, TTFT, TPOT and costs"
+    own = f"{' and '.join(shares)} intervals of the prediction itself for throughput, TTFT, TPOT, power and costs"
     return f"{repeats}; of simulated cells {own}"
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -64,16 +64,7 @@ class Steps:
         return len(self.time_s)
 
     def where(self, mask: np.ndarray) -> Steps:
-        names = (
-            "time_s",
-            "prefill_requests",
-            "prefill_tokens",
-            "prefill_pairs",
-            "decode_requests",
-            "decode_context",
-            "num_running",
-            "cell",
-        )
+        names = [f.name for f in fields(self) if f.name != "cell_names"]
         return Steps(**{n: getattr(self, n)[mask] for n in names}, cell_names=self.cell_names)
 
 

@@ -12,8 +12,11 @@ pytest.importorskip("numba")
 
 from click.testing import CliRunner
 
+from bench.analysis.predicted import with_stated
+from bench.analysis.summary import summarise_cell
 from bench.cli import cli
 from bench.errors import BadInput
+from bench.sim.power import power_interval
 from bench.sim.profile import PARAMETERS, Layout, Profile, load_profile, save_profile
 from bench.store import list_cells, list_runs
 
@@ -68,6 +71,12 @@ def test_predict_writes_simulated_runs_in_the_layout_of_measured_ones(experiment
             assert len(counted) >= 24 and all(r.error is None and r.osl == 16 for r in counted)
             assert len(run.chunks()) == sum(r.osl or 0 for r in requests)
             assert run.steps() and run.telemetry()
+            # power is stated as less certain than at known step times, and the summary carries it
+            low, high, share, basis = run.manifest["simulated"]["intervals"]["power"]
+            known = power_interval(run.manifest["simulated"]["gpu"])
+            assert low < known.low_ratio and high > known.high_ratio and share == 0.9 and "step time" in basis
+            watts = with_stated(summarise_cell([run])).estimates["power_w"]
+            assert watts.low == pytest.approx(low * watts.value) and watts.high == pytest.approx(high * watts.value)
 
 
 def test_predicting_again_replaces_and_repeats_exactly(experiment: Path, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from bench.analysis.predicted import Stated
 from bench.report.build import build
 from bench.report.model import Table
+from bench.report.prediction import _widest
 from bench.sim.profile import PARAMETERS, Layout, Profile, save_profile
 from tests.analysis.synthetic import experiment, write_experiment
 
@@ -79,6 +81,13 @@ def test_a_report_of_predictions_alone_says_how_far_they_may_be_off(tmp_path: Pa
     measured, _ = write_experiment(tmp_path / "m", experiment(name="m", sweep=SWEEP), repeats=2, origin="measured")
     report, _, _ = build(measured)
     assert not any("may be off" in text for text in report.keep_in_mind)
+
+
+def test_cells_with_intervals_of_their_own_share_one_sentence() -> None:
+    tpot = Stated(0.9, 1.25, 0.9, "rows")
+    powers = [Stated(0.8, 1.4, 0.9, "p"), Stated(0.85, 1.5, 0.9, "p")]
+    assert _widest("TPOT", [tpot, tpot]) == "TPOT 0.90 to 1.25 of the value"
+    assert _widest("power", powers) == "power 0.80 to 1.50 of the value (the widest; each cell has its own)"
 
 
 def test_cells_that_the_profile_has_seen_are_marked(tmp_path: Path) -> None:
